@@ -1,0 +1,5 @@
+"""`python -m rewright`."""
+
+from rewright.cli.main import main
+
+main()

@@ -1,0 +1,176 @@
+"""`show`, `diff` and `verify`: what a checkpoint holds, how two differ, whether one is sound."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rewright.cli import console
+from rewright.cli.build import command
+from rewright.cli.console import size, table
+from rewright.cli.plan import show as shown
+from rewright.cli.progress import duration
+from rewright.passes.context import RunOptions
+from rewright.passes.errors import InputError, UsageError
+
+Checkpoint = Annotated[Path, typer.Argument(metavar="PATH", help="checkpoint folder or one .safetensors file")]
+
+
+def show(
+    path: Checkpoint,
+    run: RunOptions,
+    as_: Annotated[
+        str | None, typer.Option("--as", metavar="chain|toml", help="print the stages that made it, to run again")
+    ] = None,
+) -> None:
+    """Show what a checkpoint holds: files, tensors by kind, bits a weight, and what made it.
+
+    Example: rewright show out --as toml > recipe.toml
+    """
+    if as_ is not None:
+        _again(path, as_)
+        return
+    from rewright.passes.summary import summary
+
+    found = summary(path)
+    if run.json:
+        console.write_json(found)
+        return
+    for warning in found["warnings"]:
+        console.current().warn(warning)
+    console.write(table(_facts(found)))
+    console.write("")
+    console.write(table(_kinds(found["kinds"]), head=("kind", "tensors", "parameters", "bytes", "bits a weight")))
+    if found["stages"]:
+        console.write("\nmade by")
+        console.write(table(_stages(found["stages"])))
+
+
+def _again(path: Path, form: str) -> None:
+    from rewright.passes import recipe
+    from rewright.passes.summary import stamp_of
+
+    if form not in ("chain", "toml"):
+        raise UsageError(f"`--as` must be chain or toml, not `{form}`")
+    stamp = stamp_of(path)
+    if stamp is None:
+        raise InputError(f"`{path}` has no `rewright.json`: nothing here says what made it")
+    stages = recipe.stages_of_stamp(stamp)
+    console.write(shlex.join(recipe.words(stages)) + "\n" if form == "chain" else recipe.dump(stages), end="")
+
+
+def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "path", found["path"]
+    yield "model", found["model_type"] or "unknown"
+    yield "files", f"{len(found['files'])} of weights, {size(found['file_bytes'])}"
+    yield "tensors", f"{found['tensors']}, {size(found['tensor_bytes'])}"
+    yield "parameters", f"{found['parameters']:,}"
+    yield "bits a weight", shown(found["bits_per_weight"])
+    rows, words = found["embedding_rows"], found["tokenizer_rows"]
+    if rows is not None or words is not None:
+        yield "vocabulary", f"embedding {shown(rows)} rows, tokenizer {shown(words)}"
+    if found["quantization"]:
+        yield "quantised", _quantised(found["quantization"])
+    if found["unknown"]:
+        yield "unknown", f"{len(found['unknown'])} tensors that no family names: {', '.join(found['unknown'][:4])}"
+
+
+def _quantised(facts: Mapping[str, Any]) -> str:
+    kinds = [
+        f"{count} at {scheme['bits']} bits, {'groups of ' + str(scheme['group_size']) if scheme['group_size'] else 'one scale a row'}"
+        f"{'' if scheme['symmetric'] else ', asymmetric'}"
+        for scheme, count in ((item, item["matrices"]) for item in facts["schemes"])
+    ]
+    return f"{facts['method']}: {'; '.join(kinds)}" if kinds else str(facts["method"])
+
+
+def _kinds(kinds: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for kind, counts in kinds.items():
+        bits = shown(counts["bits_per_weight"])
+        yield kind, str(counts["tensors"]), f"{counts['parameters']:,}", size(counts["bytes"]), bits
+
+
+def _stages(stages: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for number, stage in enumerate(stages, start=1):
+        spent = duration(stage["seconds"]) if stage.get("seconds") is not None else "-"
+        options = ", ".join(f"{k} {v}" for k, v in (stage.get("options") or {}).items() if v not in (None, [], False))
+        yield f"  {number}", str(stage.get("pass")), spent, options
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="checkpoint folder or one .safetensors file")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="the other")],
+    run: RunOptions,
+) -> None:
+    """Compare two checkpoints: config, tensors, bytes and the files beside them. The exit code is 0 either way.
+
+    Example: rewright diff model out --json
+    """
+    from rewright.passes.compare import compare
+
+    found = compare(a, b)
+    if run.json:
+        console.write_json(found)
+        return
+    if found["equal"]:
+        console.write("equal")
+        return
+    for line in _differences(found):
+        console.write(line)
+
+
+def _differences(found: Mapping[str, Any]) -> Iterator[str]:
+    for key, (one, other) in found["config"].items():
+        yield console.safe(f"config {key}: {_short(one)} -> {_short(other)}")
+    for side in ("a", "b"):
+        for name in found["tensors"][f"only_{side}"]:
+            yield console.safe(f"tensor {name}: only in {side.upper()}")
+    changed = found["tensors"]["changed"]
+    if changed:
+        yield table(
+            (
+                (item["name"], item["a"], item["b"], shown(item["max_difference"]), shown(item["relative_difference"]))
+                for item in changed
+            ),
+            head=("tensor", "A", "B", "largest difference", "relative"),
+        )
+    yield f"{found['tensors']['equal']} tensors equal, {len(changed)} changed"
+    for name, how in found["sidecars"].items():
+        yield console.safe(f"file {name}: {how}")
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def verify(path: Checkpoint, run: RunOptions) -> None:
+    """Check a checkpoint: headers, shards, index, config, and every digest where Rewright stamped it.
+
+    Exit 0 when it is sound, 3 when it is not; each problem is a line on stdout.
+
+    Example: rewright verify out
+    """
+    from rewright.passes.summary import problems
+
+    found = problems(path)
+    if run.json:
+        console.write_json({"path": path, "sound": not found, "problems": found})
+    else:
+        for problem in found:
+            console.write(console.safe(problem))
+    if found:
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        raise InputError(f"`{path}` is not sound: {found[0]}{more}")
+    if not run.json:
+        console.write("sound")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the three commands."""
+    for name, function in (("show", show), ("diff", diff), ("verify", verify)):
+        command(app, name, run=("json",), rich_help_panel="Look")(function)

@@ -1,0 +1,73 @@
+"""What a draft takes over from its source: sidecars copied, weights linked."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.errors import FormatError
+from rewright.formats.files import copy_file, remove_tree, storage, storage_error
+from rewright.formats.shards import INDEX, SINGLE
+from rewright.formats.strict import regular_size
+
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}
+
+
+def carry_sidecars(src: Checkpoint, target: Path) -> list[str]:
+    """Copy the sidecars into `target`, links followed; returns what stays behind."""
+    sidecars = src.sidecars()
+    by_fold: dict[str, str] = {}
+    for relative, file in sidecars:
+        regular_size(file)
+        twin = by_fold.setdefault(relative.casefold(), relative)
+        if twin != relative and not tells_case(target):
+            raise FormatError(
+                f"`{twin}` and `{relative}` differ only in case, and `{target}` is on a disk that takes them for one",
+                hint="rename one of them, or write to another disk",
+            )
+    for relative, file in sidecars:
+        copy_file(file, target / relative)
+    return src.left_behind()
+
+
+def tells_case(folder: Path) -> bool:
+    """Whether names that differ only in case are two files in `folder`."""
+    probe = folder / ".case-probe"
+    with storage(probe):
+        probe.touch()
+        try:
+            return not (folder / ".CASE-PROBE").exists()
+        finally:
+            probe.unlink()
+
+
+def link_weights(src: Checkpoint, target: Path) -> None:
+    """Hard-link each weight file, and copy the index, keeping names; a bare file becomes `model.safetensors`."""
+    if not src.path.is_dir():
+        _link(src.files[0], target / SINGLE)
+        return
+    for file in src.files:
+        _link(file, target / file.relative_to(src.root))
+    if src.files != (src.root / SINGLE,):
+        copy_file(src.root / INDEX, target / INDEX)
+
+
+def _link(file: Path, target: Path) -> None:
+    # A hard link to a symbolic link is another symbolic link, and dangles in the new folder.
+    real = Path(os.path.realpath(file))
+    regular_size(real)
+    if file.is_symlink() and real.parent.name == "blobs":
+        # The download cache owns its blobs and prunes them by what it thinks they are used for.
+        copy_file(real, target)
+        return
+    remove_tree(target)
+    with storage(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(real, target)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise storage_error(error, target, "link") from error
+        copy_file(real, target)

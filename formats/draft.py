@@ -1,0 +1,210 @@
+"""A checkpoint in the making: weights streamed to their places, sidecars carried, a stamp written last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from rewright.formats import seal
+from rewright.formats.carry import carry_sidecars, link_weights
+from rewright.formats.checkpoint import Checkpoint, Entry, load
+from rewright.formats.dtypes import from_torch
+from rewright.formats.errors import ConflictError, FormatError
+from rewright.formats.files import storage, storage_error, sync_path, write_all, write_file
+from rewright.formats.jsonedit import edit_object
+from rewright.formats.layout import Shard, TensorSpec, encode_index, plan_shards
+from rewright.formats.provenance import STAMP
+from rewright.formats.reserve import open_shard, reserve
+from rewright.formats.shards import INDEX
+from rewright.formats.strict import printable, read_small
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["WRITTEN", "Draft", "TensorSpec"]
+
+# Names of the tensors that are on the disk for certain, one a line; gone when the draft is sealed.
+WRITTEN = ".written"
+_MOST_JSON = 256 * 2**20
+
+
+class Draft:
+    """The directory of a checkpoint to be, made if it is not there.
+
+    Not for two writers at a time: hold `publish.lock` on the destination.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        with storage(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._specs: dict[str, TensorSpec] = {}
+        self._places: dict[str, tuple[Shard, int, int]] = {}
+        self._shards: list[Shard] = []
+        self._written: set[str] = set()
+        self._synced: set[str] = set()
+        self._fds: dict[str, int] = {}
+        self._linked = False
+
+    @property
+    def written(self) -> frozenset[str]:
+        """Tensors that have their bytes; after a resume those that were there at the last `sync`."""
+        return frozenset(self._written)
+
+    def declare(self, layout: Sequence[TensorSpec], max_shard_bytes: int = 5 * 10**9) -> None:
+        """Write the headers and reserve the room of every weight file.
+
+        Called again with the same layout, in this process or a later one, it keeps the data. Raises StorageError
+        naming needed and free bytes when the disk is too small, ConflictError when the directory holds work of
+        another layout, FormatError for a layout that cannot be written.
+        """
+        shards = plan_shards(layout, max_shard_bytes)
+        names = {shard.file for shard in shards}
+        strays = sorted(file.name for file in self.path.glob("*.safetensors") if file.name not in names)
+        if strays:
+            raise ConflictError(
+                f"`{self.path}` holds `{strays[0]}`, which belongs to another layout",
+                hint="finish that run with its own options, or delete the folder",
+            )
+        self.close()
+        kept = reserve(self.path, shards)
+        if len(shards) > 1:
+            self.put(INDEX, encode_index(shards))
+        self._shards = shards
+        self._specs = {spec.name: spec for spec in layout}
+        self._places = {name: (shard, start, end) for shard in shards for name, (start, end) in shard.places.items()}
+        self._synced = self._read_log(kept)
+        self._written = set(self._synced)
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Write a declared tensor; any device and strides. Raises FormatError when dtype or shape differ."""
+        import torch
+
+        spec, shard, start, _ = self._place(name)
+        code = from_torch(tensor.dtype)
+        if code != spec.dtype or tuple(tensor.shape) != spec.shape:
+            raise FormatError(
+                f"tensor `{printable(name)}` is {code} {list(tensor.shape)}, "
+                f"but the layout says {spec.dtype} {list(spec.shape)}"
+            )
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            self._pwrite(shard, flat.view(torch.uint8).numpy().data, start)
+        self._written.add(name)
+
+    def copy(self, name: str, src: Checkpoint, source_name: str | None = None) -> None:
+        """Copy a tensor byte for byte, in pieces. Raises FormatError when dtype or shape differ from the layout."""
+        spec, shard, start, _ = self._place(name)
+        entry = src.entry(source_name or name)
+        if (entry.dtype, entry.shape) != (spec.dtype, spec.shape):
+            raise FormatError(
+                f"tensor `{printable(entry.name)}` is {entry.dtype} {list(entry.shape)}, "
+                f"but the layout says {spec.dtype} {list(spec.shape)}"
+            )
+        for piece in src.chunks(entry.name):
+            self._pwrite(shard, piece, start)
+            start += len(piece)
+        self._written.add(name)
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor that was written. Raises FormatError when it was not."""
+        spec, shard, start, end = self._place(name)
+        if name not in self._written:
+            raise FormatError(f"tensor `{printable(name)}` was not written yet")
+        entry = Entry(name, spec.dtype, spec.shape, self.path / shard.file, start, end - start)
+        return load(entry, spec.shape, start, end - start)
+
+    def sync(self) -> None:
+        """Put what was written on the disk, then on record: a later process keeps it. Raises StorageError."""
+        for file, fd in self._fds.items():
+            with storage(self.path / file, "flush"):
+                os.fdatasync(fd)
+        fresh = sorted(self._written - self._synced)
+        if fresh:
+            log = self.path / WRITTEN
+            with storage(log), log.open("a", encoding="utf-8") as lines:
+                lines.writelines(f"{name}\n" for name in fresh)
+                lines.flush()
+                os.fsync(lines.fileno())
+            self._synced |= set(fresh)
+
+    def close(self) -> None:
+        """Close the weight files; they open again when needed."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+    def carry(self, src: Checkpoint) -> list[str]:
+        """Copy every sidecar of `src` byte for byte; returns what stayed behind, for a warning.
+
+        Raises FormatError when two names differ only in case and this disk does not tell them apart.
+        """
+        return carry_sidecars(src, self.path)
+
+    def link_weights(self, src: Checkpoint) -> None:
+        """Take the source's weight files as they are: hard links, or copies where links cannot be or should not."""
+        link_weights(src, self.path)
+        self._linked = True
+
+    def edit_config(self, changes: Mapping[str, Any], remove: Collection[str] = ()) -> None:
+        """Change top-level keys of config.json; every other byte of it stays. Without the file, start one."""
+        path = self.path / "config.json"
+        data = read_small(path, _MOST_JSON) if os.path.lexists(path) else b"{}\n"
+        write_file(path, edit_object(data, changes, remove, f"`{path}`"))
+
+    def put(self, relative: str, data: bytes) -> None:
+        """Write a file of the checkpoint, whole or not at all. Raises FormatError for a path that leaves it."""
+        parts = PurePosixPath(relative).parts
+        if not parts or relative.startswith("/") or ".." in parts or "\0" in relative:
+            raise FormatError(f"`{printable(relative)}` is not a path inside a checkpoint")
+        if relative == STAMP:
+            raise FormatError(f"`{STAMP}` is written by `seal`")
+        write_file(self.path.joinpath(*parts), data)
+
+    def seal(self, stamp: Mapping[str, Any], known: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Check the whole, flush it and write the stamp, with size and sha256 of each file under `files`.
+
+        `known` maps relative paths to digests on record: a hard-linked file named there is not read again, one
+        not named there gets none. Returns the stamp as written. Raises FormatError: no weights, a declared
+        tensor that was not written, a config.json that does not parse.
+        """
+        missing = [name for name in self._places if name not in self._written]
+        if missing:
+            raise FormatError(f"{len(missing)} declared tensors were not written, the first `{printable(missing[0])}`")
+        if not self._linked and not self._shards:
+            raise FormatError(f"`{self.path}` has no weights to seal")
+        self.close()
+        for leftover in (WRITTEN, STAMP):
+            (self.path / leftover).unlink(missing_ok=True)
+        files = seal.describe(self.path, known or {})
+        document = {**stamp, "files": files}
+        seal.write_stamp(self.path, document)
+        sync_path(self.path)
+        return document
+
+    def _place(self, name: str) -> tuple[TensorSpec, Shard, int, int]:
+        if name not in self._places:
+            raise FormatError(f"tensor `{printable(name)}` is not in the layout")
+        return self._specs[name], *self._places[name]
+
+    def _pwrite(self, shard: Shard, data: bytes | memoryview, offset: int) -> None:
+        path = self.path / shard.file
+        if shard.file not in self._fds:
+            self._fds[shard.file] = open_shard(path)
+        try:
+            write_all(self._fds[shard.file], data, offset)
+        except OSError as error:
+            raise storage_error(error, path) from error
+
+    def _read_log(self, kept: set[str]) -> set[str]:
+        """Names on record, as far as the file that holds them was kept."""
+        log = self.path / WRITTEN
+        if not log.exists():
+            return set()
+        # A name cut short by a crash is no declared name, or one that was written before: both are harmless.
+        names = log.read_text(encoding="utf-8").split("\n")[:-1]
+        found = {name for name in names if name in self._places and self._places[name][0].file in kept}
+        write_file(log, "".join(f"{name}\n" for name in sorted(found)).encode("utf-8"))
+        return found

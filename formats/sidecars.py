@@ -1,0 +1,57 @@
+"""What travels with the weights, byte for byte, and what stays behind."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from rewright.formats.shards import OTHERS, PICKLES
+
+# Version control, download caches and byte code are no part of a model.
+_SKIPPED = {".git", ".cache", ".huggingface", "__pycache__"}
+# A second set of the same weights: other names, other precisions, other frameworks, training states.
+_OTHER_SET = re.compile(
+    r"(^|/)(consolidated[^/]*|original/.*|checkpoint-\d+/.*|[^/]*\.(fp16|fp32|bf16|fp8|non_ema)[.-][^/]*"
+    r"|[^/]*\.(bin|safetensors|h5|msgpack|pth?)\.index(\.[^/.]+)?\.json)$"
+)
+_WEIGHT_SUFFIXES = (*PICKLES, *OTHERS, ".onnx_data", ".mlmodel", ".mlpackage", ".distcp")
+# Ours: a result has its own stamp and reports, never its source's.
+_OURS = re.compile(r"^(rewright\.json$|reports/)")
+
+
+def sort_files(root: Path, weights: Collection[Path]) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Split the files under `root`, the weight files in use aside, into those that travel and those left behind.
+
+    Returns ([(POSIX path from `root`, file)], [what stays, a folder with a final slash]), both sorted. Links to
+    files are followed later, when they are read; links to folders stay behind, they could lead anywhere.
+    """
+    used = {os.path.normpath(file) for file in weights}
+    travel: list[tuple[str, Path]] = []
+    stay: list[str] = []
+    for folder, folders, files in os.walk(root):
+        inside = Path(folder).relative_to(root).as_posix() + "/"
+        inside = "" if inside == "./" else inside
+        for name in list(folders):
+            relative = f"{inside}{name}"
+            if name in _SKIPPED or _OTHER_SET.search(f"{relative}/") or os.path.islink(Path(folder, name)):
+                folders.remove(name)
+                stay.append(f"{relative}/")
+        for name in files:
+            relative, file = f"{inside}{name}", Path(folder, name)
+            if os.path.normpath(file) in used or _OURS.match(relative):
+                continue
+            if _is_other_weights(relative) or name in _SKIPPED or not (file.is_file() or file.is_symlink()):
+                stay.append(relative)
+            else:
+                travel.append((relative, file))
+    return sorted(travel), sorted(stay)
+
+
+def _is_other_weights(relative: str) -> bool:
+    if relative.startswith("attachments/"):
+        return False
+    # Safetensors in a folder of their own belong to a part of the model (a dense head, an encoder) and travel.
+    beside = "/" not in relative and relative.endswith(".safetensors")
+    return beside or relative.endswith(_WEIGHT_SUFFIXES) or _OTHER_SET.search(relative) is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -68,9 +67,12 @@ def nbytes(code: str, shape: Sequence[int]) -> int:
     """Bytes that a tensor takes. Raises FormatError: unknown type, more than 2^63 - 1, not whole bytes."""
     if code not in BITS:
         raise FormatError(f"`{code}` is no safetensors dtype")
-    bits = BITS[code] * math.prod(shape)
-    if bits > LARGEST:
-        raise FormatError(f"shape {list(shape)} of {code} overflows 64 bits")
+    bits = BITS[code]
+    # Stopping at the first overflow keeps a hostile shape from building an enormous integer.
+    for length in shape:
+        bits *= length
+        if bits > LARGEST:
+            raise FormatError(f"a shape of {code} overflows 64 bits")
     if bits % 8:
         raise FormatError(f"shape {list(shape)} of {code} is {bits} bits, not whole bytes")
     return bits // 8

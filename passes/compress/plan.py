@@ -1,0 +1,245 @@
+"""What `compress` would do to a checkpoint, decided from its headers alone. Standard library only."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rewright.formats.compressed_tensors import Scheme, packed_specs
+from rewright.formats.draft import TensorSpec
+from rewright.formats.dtypes import nbytes
+from rewright.passes.errors import InputError, UsageError
+from rewright.passes.models.families import Family, family_of
+from rewright.passes.spec import Estimate, Layout
+
+if TYPE_CHECKING:
+    import torch
+
+    from rewright.passes.compress.spec import CompressOptions
+
+# What compute kernels of today's servers take; a size of this list is preferred to any other divisor.
+SERVED_SIZES = (128, 64, 32)
+WEIGHT_DTYPES = ("F32", "BF16", "F16")
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A linear layer's weight: (rows, columns) = (outputs, inputs); stored the other way where `transposed`."""
+
+    name: str
+    layer: int
+    rows: int
+    columns: int
+    dtype: str
+    group: int | None
+    transposed: bool
+
+    @property
+    def module(self) -> str:
+        return self.name.removesuffix(".weight")
+
+    @property
+    def local(self) -> str:
+        """The module's name within its decoder layer."""
+        return self.module.split(f".{self.layer}.", 1)[1]
+
+    def turned(self, weight: torch.Tensor) -> torch.Tensor:
+        """From the stored orientation to (rows, columns), or back."""
+        return weight.t() if self.transposed else weight
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The matrices to compress, by layer, and the tensors of the result.
+
+    `aliases` maps a stored name that DST lacks to the name that serves for it; `skipped` lists modules of decoder
+    layers that stay as they are.
+    """
+
+    family: Family
+    matrices: tuple[Matrix, ...]
+    skipped: tuple[str, ...]
+    aliases: Mapping[str, str]
+    specs: tuple[TensorSpec, ...]
+
+    def of_layer(self, index: int) -> tuple[Matrix, ...]:
+        return tuple(matrix for matrix in self.matrices if matrix.layer == index)
+
+
+def fit_group(columns: int, wanted: int | None) -> int | None:
+    """The group size for a width: `wanted`, or what comes nearest and divides; None is one scale a row.
+
+    A width that `wanted` does not divide takes the largest of 128, 64, 32 below it that does, else the divisor
+    nearest in ratio between half and twice `wanted`.
+    """
+    if wanted is None or columns % wanted == 0:
+        return wanted
+    for size in SERVED_SIZES:
+        if size < wanted and columns % size == 0:
+            return size
+    near = [d for d in range(math.ceil(wanted / 2), 2 * wanted + 1) if columns % d == 0]
+    return min(near, key=lambda d: (abs(math.log(d / wanted)), d), default=None)
+
+
+def scale_dtype(weight_dtype: str) -> str:
+    """Scales take 16 bits: bfloat16, or float16 in a float16 model."""
+    return "F16" if weight_dtype == "F16" else "BF16"
+
+
+def scheme_of(matrix: Matrix, options: CompressOptions) -> Scheme:
+    return Scheme(bits=options.bits, group_size=matrix.group, symmetric=options.symmetric)
+
+
+def draw_up(options: CompressOptions, layout: Layout) -> Plan:
+    """Decide every matrix. Raises InputError for what this pass cannot take, UsageError for what cannot fit."""
+    family = family_of(layout.config)
+    _refuse_quantised(layout)
+    if options.packs and family.transposed:
+        raise InputError(
+            f"plain transformers cannot run a packed `{layout.model_type}`: its matrices are Conv1D",
+            hint="use `--format dense`, which writes the compressed weights decoded",
+        )
+    skip = [_pattern(expression) for expression in options.skip]
+    matrices: list[Matrix] = []
+    skipped: list[str] = []
+    for name, (dtype, shape) in layout.tensors.items():
+        layer = family.layer_of(name)
+        if layer is None or len(shape) != 2 or not name.endswith(".weight"):
+            continue
+        module = name.removesuffix(".weight")
+        if any(expression.search(module) for expression in skip):
+            skipped.append(module)
+            continue
+        if dtype not in WEIGHT_DTYPES:
+            raise InputError(f"tensor `{name}` is {_spoken(dtype)}", hint="decode the model to 16 bits first")
+        rows, columns = (shape[1], shape[0]) if family.transposed else shape
+        matrix = Matrix(
+            name,
+            layer,
+            rows,
+            columns,
+            dtype,
+            fit_group(columns, options.group_size.columns),
+            family.transposed,
+        )
+        _check_pattern(matrix, options)
+        matrices.append(matrix)
+    if not matrices:
+        raise InputError("no matrix to compress", hint="check `--skip` and the checkpoint's tensor names")
+    aliases = _aliases(family, layout)
+    return Plan(family, tuple(matrices), tuple(skipped), aliases, _specs(options, layout, matrices, aliases))
+
+
+def _pattern(expression: str) -> re.Pattern[str]:
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        raise UsageError(f"`--skip {expression}` is not a regular expression: {error}") from None
+
+
+def _spoken(dtype: str) -> str:
+    return f"fp8 ({dtype})" if dtype.startswith("F8") else dtype
+
+
+def _refuse_quantised(layout: Layout) -> None:
+    scheme = layout.config.get("quantization_config")
+    if isinstance(scheme, Mapping):
+        method = scheme.get("quant_method", "unknown")
+        raise InputError(
+            f"the checkpoint is quantised already (`quant_method` {method})",
+            hint="compress the original weights; each rounding of rounded weights costs quality",
+        )
+
+
+def _check_pattern(matrix: Matrix, options: CompressOptions) -> None:
+    of = options.pattern.of
+    if of is None:
+        return
+    if matrix.columns % of:
+        raise UsageError(
+            f"`--pattern {options.pattern}` does not divide the {matrix.columns} columns of `{matrix.name}`",
+            hint="choose a smaller M, or leave the matrix out with `--skip`",
+        )
+
+
+def _aliases(family: Family, layout: Layout) -> dict[str, str]:
+    """Tied weights are written once, under the embedding's name; where only the head is stored it is renamed."""
+    stored = next((name for name in family.spellings(family.embedding) if name in layout.tensors), None)
+    if not family.tied(layout.config) or family.head not in layout.tensors:
+        return {}
+    return {family.head: stored or family.embedding}
+
+
+def _specs(
+    options: CompressOptions, layout: Layout, matrices: list[Matrix], aliases: Mapping[str, str]
+) -> tuple[TensorSpec, ...]:
+    planned = {matrix.name: matrix for matrix in matrices} if options.packs else {}
+    specs: list[TensorSpec] = []
+    for name, (dtype, shape) in layout.tensors.items():
+        if name in planned:
+            matrix = planned[name]
+            scheme = scheme_of(matrix, options)
+            specs += packed_specs(matrix.module, shape, scheme, scale_dtype(matrix.dtype))
+        elif name not in aliases:
+            specs.append(TensorSpec(name, dtype, shape))
+        elif aliases[name] not in layout.tensors:
+            specs.append(TensorSpec(aliases[name], dtype, shape))
+    return tuple(specs)
+
+
+def table(plan: Plan, options: CompressOptions) -> Iterator[dict[str, Any]]:
+    """One row a matrix, as `--dry-run` and the report show it."""
+    for matrix in plan.matrices:
+        yield {
+            "name": matrix.name,
+            "layer": matrix.layer,
+            "rows": matrix.rows,
+            "columns": matrix.columns,
+            "bits": options.bits,
+            "group_size": (matrix.group or "channel") if options.bits < 16 else None,
+        }
+
+
+def estimate(options: CompressOptions, layout: Layout) -> Estimate:
+    """Bytes and operations of a run: two forwards of the layers, a Hessian each group of inputs, the sweep."""
+    plan = draw_up(options, layout)
+    tensors = {spec.name: (spec.dtype, tuple(spec.shape)) for spec in plan.specs}
+    output = sum(nbytes(spec.dtype, spec.shape) for spec in plan.specs)
+    moved = sum(nbytes(dtype, shape) for dtype, shape in layout.tensors.values()) + output
+    parameters = Counter[int]()
+    hessians = Counter[int]()
+    for matrix in plan.matrices:
+        parameters[matrix.layer] += matrix.rows * matrix.columns
+        hessians[matrix.layer] += matrix.columns**2
+    embedding = max(math.prod(shape) for _, shape in layout.tensors.values())
+    largest = max(parameters.values())
+    flops, hidden, statistics = 0, 0, 0
+    if options.needs_text or options.calibration_text:
+        context = int(layout.config.get("max_position_embeddings", layout.config.get("n_positions", 2048)))
+        length = min(options.sequence_length or min(2048, context), context)
+        tokens = (options.samples + held_out_samples(options.samples)) * length
+        width = min(matrix.columns for matrix in plan.matrices)
+        hidden = 4 * tokens * width
+        statistics = 2 * 4 * max(hessians.values())
+        flops = sum(4 * tokens * n for n in parameters.values()) + sum(2 * tokens * n for n in hessians.values())
+    if options.method == "gptq":
+        flops += sum(2 * m.rows * m.columns**2 + 2 * m.columns**3 for m in plan.matrices)
+    working = 4 * (4 * largest + 2 * max(m.columns for m in plan.matrices) ** 2)
+    return Estimate(
+        layout=Layout(tensors, layout.config),
+        output_bytes=output,
+        peak_host_bytes=hidden + statistics + working + 4 * embedding,
+        peak_device_bytes=statistics + working + 4 * embedding,
+        flops=flops,
+        bytes_moved=moved,
+        details={"matrices": list(table(plan, options)), "skipped": list(plan.skipped)},
+    )
+
+
+def held_out_samples(samples: int) -> int:
+    """Sequences beside the calibration's own on which errors are reported."""
+    return max(1, min(16, samples // 8))

@@ -1,0 +1,199 @@
+"""`compress` at work: calibrate, walk the layers, solve, write."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.compressed_tensors import quantization_config
+from rewright.formats.draft import Draft
+from rewright.formats.dtypes import to_torch
+from rewright.passes import calibration
+from rewright.passes.compress import hessian, output, solve
+from rewright.passes.compress.plan import Matrix, Plan, draw_up, held_out_samples, scale_dtype, scheme_of
+from rewright.passes.compress.spec import CompressOptions
+from rewright.passes.compress.statistics import gather
+from rewright.passes.context import Context, compute_dtype
+from rewright.passes.errors import InputError
+from rewright.passes.loading import Assembly, load_tokenizer, stored_dtype
+from rewright.passes.spec import Layout, Metrics
+from rewright.passes.walk import Layer, Walk
+
+REPORT = "reports/compress.json"
+
+
+def run(context: Context, options: CompressOptions, source: Checkpoint, draft: Draft) -> Metrics:
+    """Compress every matrix of the decoder layers; embedding, head and norms stay as they are."""
+    layout = Layout({name: (e.dtype, tuple(e.shape)) for name, e in source.entries.items()}, source.config or {})
+    plan = draw_up(options, layout)
+    if not options.symmetric and options.packs:
+        context.reporter.warn("asymmetric packed weights do not load by default in transformers 5.23 and later")
+    aliases = output.settle_aliases(plan, source)
+    draft.declare(output.specs(plan, source, aliases))
+    output.copy_rest(context, plan, source, draft, aliases)
+    facts, rows = (None, []) if not options.calibration_text else _walk(context, options, plan, source, draft)
+    if facts is None:
+        rows = list(_without_text(context, options, plan, source, draft))
+    draft.carry(source)
+    if options.packs:
+        schemes = {matrix.module: scheme_of(matrix, options) for matrix in plan.matrices}
+        ignored = [*plan.skipped, plan.family.head.removesuffix(".weight")]
+        draft.edit_config({"quantization_config": quantization_config(schemes, ignored)})
+    summary = _summary(rows)
+    report = {"calibration": facts, "summary": summary, "skipped": list(plan.skipped), "matrices": rows}
+    draft.put(REPORT, json.dumps(report, indent=1).encode() + b"\n")
+    return summary
+
+
+def _summary(rows: list[dict[str, Any]]) -> Metrics:
+    """The pass's metrics: counts over all matrices, means of their errors."""
+    total = sum(row["rows"] * row["columns"] for row in rows)
+    found: Metrics = {
+        "matrices": len(rows),
+        "sparsity": sum(row["zeros"] for row in rows) / total,
+        "bits_per_weight": 8 * sum(row["bytes"] for row in rows) / total,
+    }
+    for name in ("error_calibration", "error_held_out"):
+        errors = [row[name] for row in rows if row[name] is not None]
+        found[name] = sum(errors) / len(errors) if errors else None
+    return found
+
+
+def _calibrate(
+    context: Context, options: CompressOptions, source: Checkpoint, assembly: Assembly
+) -> calibration.Calibration:
+    tokenizer = load_tokenizer(source)
+    if tokenizer is None:
+        raise InputError(
+            f"`{source.path}` has no tokenizer, and calibration needs one",
+            hint="put the model's `tokenizer.json` beside its weights, or use `--method rtn`",
+        )
+    limit = getattr(assembly.config.get_text_config(), "max_position_embeddings", None)
+    length = options.sequence_length or min(2048, limit or 2048)
+    if limit and length > limit:
+        raise InputError(f"`--sequence-length {length}` is past the model's {limit} positions")
+    texts = [text for path in options.calibration_text for text in calibration.read_documents(path, context.inputs)]
+    rows = assembly.model.get_input_embeddings().weight.shape[0]
+    drawn = calibration.draw(
+        texts,
+        tokenizer,
+        rows=rows,
+        samples=options.samples,
+        held_out=held_out_samples(options.samples),
+        length=length,
+        seed=context.seed,
+    )
+    used = drawn.facts["samples_used"]
+    if used < options.samples:
+        context.reporter.warn(f"the calibration text fills {used} of the {options.samples} sequences asked for")
+    return drawn
+
+
+def _walk(
+    context: Context, options: CompressOptions, plan: Plan, source: Checkpoint, draft: Draft
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    dtype = compute_dtype(context.dtype, context.device, stored_dtype(source))
+    assembly = Assembly(source, dtype, context.device)
+    drawn = _calibrate(context, options, source, assembly)
+    tokens = torch.cat([drawn.tokens, drawn.held_out])
+    walk = Walk(assembly, tokens, scratch=context.work)
+    rows: list[dict[str, Any]] = []
+    with context.reporter.progress("compress", len(assembly.layers)) as bar:
+        for layer in walk:
+            matrices = plan.of_layer(layer.index)
+            unit = f"layer {layer.index}"
+            if unit not in context.journal.done:
+                made = _solve_layer(context, options, layer, matrices, len(drawn.tokens), draft)
+                draft.sync()
+                context.journal.record(unit, {"matrices": made})
+            made = context.journal.done[unit]["matrices"]
+            for matrix in matrices:
+                weight = output.read_back(draft, matrix, options, dtype)
+                layer.replace(matrix.local, weight)
+            rows += made
+            context.reporter.event("layer", index=layer.index, matrices=made)
+            errors = [row["error_calibration"] for row in made if row["error_calibration"] is not None]
+            bar.advance(1, f"error {sum(errors) / len(errors):.4f}" if errors else "")
+    return drawn.facts, rows
+
+
+def _solve_layer(
+    context: Context,
+    options: CompressOptions,
+    layer: Layer,
+    matrices: tuple[Matrix, ...],
+    samples: int,
+    draft: Draft,
+) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    for shared in gather(layer, matrices, samples):
+        started = time.monotonic()
+        weights = [matrix.turned(layer.weight(matrix.local)).float() for matrix in shared.matrices]
+        solved, damp = _solve_group(context, options, shared.matrices, weights, shared.own)
+        spent = (time.monotonic() - started) / len(weights)
+        first = 0
+        for matrix, weight in zip(shared.matrices, weights, strict=True):
+            result = solved.rows(first, first + matrix.rows)
+            first += matrix.rows
+            row = output.write(draft, matrix, result, options)
+            row["damp"] = damp
+            row["tokens"] = shared.tokens
+            row["error_calibration"] = hessian.relative_error(weight, result.weight, shared.own)
+            row["error_held_out"] = hessian.relative_error(weight, result.weight, shared.held_out)
+            row["seconds"] = round(spent, 4)
+            made.append(row)
+    order = {matrix.name: place for place, matrix in enumerate(matrices)}
+    return sorted(made, key=lambda row: order[row["name"]])
+
+
+def _solve_group(
+    context: Context,
+    options: CompressOptions,
+    members: list[Matrix],
+    weights: list[torch.Tensor],
+    own: torch.Tensor,
+) -> tuple[solve.Solved, float | None]:
+    """Compress the stacked matrices of one input; returns what came out and the damping it took."""
+    weight = torch.cat(weights)
+    matrix = members[0]
+    group = matrix.group or matrix.columns
+    stored = to_torch(scale_dtype(matrix.dtype))
+    assert stored is not None
+    silent = not bool(own.diagonal().any())
+    if silent and options.needs_text:
+        context.reporter.warn(f"no calibration input reached `{matrix.name}`: rounded without feedback")
+    if options.method == "gptq" and not silent:
+        factor = hessian.factorise(own, options.damp, matrix.name)
+        if factor.damp > options.damp:
+            context.reporter.warn(f"`{matrix.name}`: damping raised from {options.damp:g} to {factor.damp:g}")
+        rows = [member.rows for member in members]
+        return solve.sweep(weight, factor.upper, rows, group, options, stored), factor.damp
+    norm = own.diagonal().sqrt() if options.method == "wanda" and not silent else None
+    parts = [solve.round_nearest(part, norm, group, options, stored) for part in weights]
+    return solve.stacked(parts), None
+
+
+def _without_text(
+    context: Context, options: CompressOptions, plan: Plan, source: Checkpoint, draft: Draft
+) -> Iterator[dict[str, Any]]:
+    """Rounding needs no inputs: matrices are read, rounded and written one by one."""
+    with context.reporter.progress("compress", len(plan.matrices)) as bar:
+        for matrix in plan.matrices:
+            if matrix.name not in context.journal.done:
+                started = time.monotonic()
+                weight = matrix.turned(output.read_finite(source, matrix.name)).float()
+                stored = to_torch(scale_dtype(matrix.dtype))
+                assert stored is not None
+                result = solve.round_nearest(weight, None, matrix.group or matrix.columns, options, stored)
+                row = output.write(draft, matrix, result, options)
+                row.update(damp=None, tokens=0, error_calibration=None, error_held_out=None)
+                row["seconds"] = round(time.monotonic() - started, 4)
+                draft.sync()
+                context.journal.record(matrix.name, row)
+            yield context.journal.done[matrix.name]
+            bar.advance()

@@ -1,0 +1,259 @@
+"""Scores of a model: perplexity of a text, agreement with another model, multiple choice.
+
+One protocol for every perplexity. A text is its documents. Each document is cut into windows; a window starts as the
+tokenizer starts a text (one start token, or none), and the windows' own tokens follow each other without overlap.
+Every token that has something before it in its window is scored, and perplexity is the exponential of the mean
+negative log-likelihood of the scored tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rewright.passes import calibration
+from rewright.passes.context import Reporter, Silent, compute_dtype, find_device, usable_cpus
+from rewright.passes.errors import BoundError, InputError
+from rewright.passes.inputs import Inputs
+from rewright.passes.machine import set_threads
+
+if TYPE_CHECKING:
+    import torch
+
+# Logits that are held at once, in elements.
+LOGITS = 1 << 25
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Tokens the model reads; the last `scored` of them are targets, standing for `size` bytes of UTF-8."""
+
+    tokens: list[int]
+    scored: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A model ready to score: `model` maps token rows to logits."""
+
+    model: Any
+    tokenizer: Any
+    rows: int
+    positions: int | None
+    device: torch.device
+
+
+def open_scorer(path: str | Path, device: str, dtype: str) -> Scorer:
+    """Load a checkpoint for scoring. Raises InputError when it has no tokenizer."""
+    from rewright.formats.checkpoint import Checkpoint
+    from rewright.passes.loading import load, stored_dtype
+
+    place = find_device(device)
+    model, tokenizer = load(path, compute_dtype(dtype, place, stored_dtype(Checkpoint.open(path))), place)
+    if tokenizer is None:
+        raise InputError(f"`{path}` has no tokenizer", hint="put the model's `tokenizer.json` beside its weights")
+    rows = model.get_output_embeddings().weight.shape[0]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return Scorer(model, tokenizer, rows, positions, place)
+
+
+def windows(scorer: Scorer, texts: Sequence[str], length: int, first_only: bool) -> list[Window]:
+    """Cut documents into windows of at most `length` tokens, start token included."""
+    start = calibration.start_tokens(scorer.tokenizer)
+    own = length - len(start)
+    found = []
+    for text in texts:
+        tokens = calibration.encode(scorer.tokenizer, text, scorer.rows)
+        ends = _ends(scorer.tokenizer, text, tokens)
+        for begin in range(0, len(tokens), own):
+            part = tokens[begin : begin + own]
+            scored = len(part) if start else len(part) - 1
+            before = begin if start else begin + 1
+            size = ends[begin + len(part) - 1] - (ends[before - 1] if before else 0)
+            if scored > 0:
+                found.append(Window(start + part, scored, size))
+            if first_only:
+                break
+    return found
+
+
+def _ends(tokenizer: Any, text: str, tokens: list[int]) -> list[int]:
+    """For each token the bytes of text up to its end."""
+    if getattr(tokenizer, "is_fast", False):
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+            "offset_mapping"
+        ]
+        sizes = [0]
+        for character in text:
+            sizes.append(sizes[-1] + len(character.encode()))
+        return [sizes[end] for _, end in offsets]
+    return [len(tokenizer.decode(tokens[: end + 1]).encode()) for end in range(len(tokens))]
+
+
+def _batches(found: Sequence[Window], rows: int) -> Iterator[list[Window]]:
+    """Windows of like length together, so that little is padded; the grouping depends on the windows alone."""
+    batch: list[Window] = []
+    for window in sorted(found, key=lambda window: len(window.tokens)):
+        if batch and (len(batch) + 1) * len(window.tokens) * rows > LOGITS:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def log_probabilities(scorer: Scorer, batch: Sequence[Window]) -> list[torch.Tensor]:
+    """For each window the log-probabilities before each of its targets, float32 (scored, vocabulary).
+
+    Padding stands to the right, where a causal model does not see it.
+    """
+    import torch
+
+    width = max(len(window.tokens) for window in batch)
+    tokens = torch.zeros(len(batch), width, dtype=torch.int64)
+    for row, window in enumerate(batch):
+        tokens[row, : len(window.tokens)] = torch.tensor(window.tokens)
+    with torch.inference_mode():
+        logits = scorer.model(input_ids=tokens.to(scorer.device), use_cache=False).logits
+        found = []
+        for row, window in enumerate(batch):
+            last = len(window.tokens) - 1
+            found.append(torch.log_softmax(logits[row, last - window.scored : last].float(), dim=-1))
+        return found
+
+
+def targets(window: Window, device: torch.device) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(window.tokens[-window.scored :], device=device)
+
+
+@dataclass(slots=True)
+class _Tally:
+    loss: float = 0.0
+    other_loss: float = 0.0
+    divergence: float = 0.0
+    agreed: int = 0
+    scored: int = 0
+    size: int = 0
+
+
+def _score(scorer: Scorer, other: Scorer | None, found: Sequence[Window], reporter: Reporter) -> _Tally:
+    import torch
+
+    tally = _Tally(scored=sum(window.scored for window in found), size=sum(window.size for window in found))
+    with reporter.progress("score", len(found)) as bar:
+        for batch in _batches(found, scorer.rows):
+            own = log_probabilities(scorer, batch)
+            theirs = log_probabilities(other, batch) if other is not None else [None] * len(batch)
+            for window, mine, dense in zip(batch, own, theirs, strict=True):
+                target = targets(window, mine.device)[:, None]
+                tally.loss -= float(mine.gather(1, target).sum(dtype=torch.float64))
+                if dense is not None:
+                    dense = dense.to(mine.device)
+                    tally.other_loss -= float(dense.gather(1, target).sum(dtype=torch.float64))
+                    tally.divergence += float((dense.exp() * (dense - mine)).sum(dtype=torch.float64))
+                    tally.agreed += int((dense.argmax(1) == mine.argmax(1)).sum())
+            bar.advance(len(batch))
+    return tally
+
+
+def _figures(loss: float, tally: _Tally) -> dict[str, Any]:
+    if not math.isfinite(loss):
+        raise BoundError(
+            "the perplexity is not a number", hint="try `--dtype f32`, or `rewright verify` the checkpoint"
+        )
+    mean = loss / tally.scored
+    bits = loss / math.log(2) / tally.size if tally.size else None
+    return {"perplexity": math.exp(min(mean, 700.0)), "bits_per_byte": bits, "scored_tokens": tally.scored}
+
+
+def _same_tokens(scorer: Scorer, other: Scorer, texts: Sequence[str], path: Path) -> None:
+    """Two models can be compared on the same targets or not at all. Raises InputError."""
+    if scorer.rows != other.rows or calibration.start_tokens(scorer.tokenizer) != calibration.start_tokens(
+        other.tokenizer
+    ):
+        raise InputError(f"`{path}` has another vocabulary: {other.rows} rows, not {scorer.rows}")
+    for text in texts:
+        if calibration.encode(scorer.tokenizer, text, scorer.rows) != calibration.encode(
+            other.tokenizer, text, other.rows
+        ):
+            raise InputError(f"`{path}` cuts the text into other tokens", hint="compare models of one tokenizer")
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    text: Path | None = None,
+    choices: Path | None = None,
+    compare: Path | None = None,
+    sequence_length: int = 256,
+    per_document: Literal["auto", "first", "all"] = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    reporter: Reporter | None = None,
+    inputs: Inputs | None = None,
+) -> dict[str, Any]:
+    """Score a checkpoint on a text, on multiple-choice questions, or on both.
+
+    `per_document` takes the first window of each document or all; `auto` takes the first where the text has several
+    documents. With `compare` the other checkpoint scores the same targets: `kl` is the mean of KL(other || this) in
+    nats, `top1_agreement` the share of targets before which both prefer the same token. Raises InputError, BoundError.
+    """
+    reporter, inputs = reporter or Silent(), inputs or Inputs()
+    set_threads(threads or usable_cpus())
+    scorer = open_scorer(path, device, dtype)
+    other = open_scorer(compare, device, dtype) if compare is not None else None
+    report: dict[str, Any] = {}
+    if text is not None:
+        report.update(_text(scorer, other, text, compare, sequence_length, per_document, reporter, inputs))
+    if choices is not None:
+        from rewright.passes.choices import answer
+
+        report["choices"] = answer(scorer, choices, inputs, reporter)
+        if other is not None:
+            report.setdefault("other", {})["choices"] = answer(other, choices, inputs, reporter)
+    return report
+
+
+def _text(
+    scorer: Scorer,
+    other: Scorer | None,
+    text: Path,
+    compare: Path | None,
+    length: int,
+    per_document: str,
+    reporter: Reporter,
+    inputs: Inputs,
+) -> dict[str, Any]:
+    texts = calibration.read_documents(text, inputs)
+    if other is not None and compare is not None:
+        _same_tokens(scorer, other, texts, compare)
+    length = min(length, scorer.positions or length, (other.positions if other else None) or length)
+    first_only = per_document == "first" or (per_document == "auto" and len(texts) > 1)
+    found = windows(scorer, texts, length, first_only)
+    if not found:
+        raise InputError(f"`{text}` has no token to score")
+    tally = _score(scorer, other, found, reporter)
+    start = calibration.start_tokens(scorer.tokenizer)
+    report = {
+        **_figures(tally.loss, tally),
+        "documents": len(texts),
+        "windows": len(found),
+        "sequence_length": length,
+        "stride": length - len(start),
+        "start_token": start[0] if start else None,
+        "per_document": "first" if first_only else "all",
+        "text": {"name": text.name, "digest": inputs.digest(text)},
+    }
+    if other is not None:
+        report["other"] = _figures(tally.other_loss, tally)
+        report["perplexity_ratio"] = report["perplexity"] / report["other"]["perplexity"]
+        report["kl"] = tally.divergence / tally.scored
+        report["top1_agreement"] = tally.agreed / tally.scored
+    return report

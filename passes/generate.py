@@ -1,0 +1,154 @@
+"""Text from a model, as it comes, and how fast it comes."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rewright.passes import calibration
+from rewright.passes.context import usable_cpus
+from rewright.passes.errors import BoundError, InputError
+from rewright.passes.evaluate import Scorer, open_scorer
+from rewright.passes.machine import set_threads
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _pick(logits: torch.Tensor, temperature: float, top_p: float, draws: torch.Generator) -> int:
+    """The next token: the likeliest at temperature 0, else a draw from the smallest set that holds `top_p`."""
+    import torch
+
+    if not bool(torch.isfinite(logits).any()) or bool(torch.isnan(logits).any()):
+        raise BoundError("the model's logits are not numbers", hint="try `--dtype f32`")
+    if temperature == 0:
+        return int(logits.argmax())
+    ordered, index = torch.softmax(logits.double() / temperature, dim=-1).sort(descending=True, stable=True)
+    held = ordered.cumsum(0) - ordered < top_p
+    return int(index[torch.multinomial(ordered * held, 1, generator=draws)])
+
+
+def _ends(model: Any, tokenizer: Any) -> set[int]:
+    """Tokens that end a text, by the config and the tokenizer."""
+    found: set[int] = set()
+    for value in (getattr(model.config, "eos_token_id", None), tokenizer.eos_token_id):
+        found.update(value if isinstance(value, list) else [] if value is None else [value])
+    return found
+
+
+def tokens_after(
+    scorer: Scorer, prompt: list[int], most: int, temperature: float, top_p: float, seed: int
+) -> Iterator[int]:
+    """Token ids after a prompt, one forward each, with a key-value cache."""
+    import torch
+
+    draws = torch.Generator().manual_seed(seed)
+    ends = _ends(scorer.model, scorer.tokenizer)
+    rows, cache = torch.tensor([prompt], device=scorer.device), None
+    for _ in range(most):
+        with torch.inference_mode():
+            output = scorer.model(input_ids=rows, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        token = _pick(output.logits[0, -1].float().cpu(), temperature, top_p, draws)
+        if token in ends:
+            return
+        yield token
+        rows = torch.tensor([[token]], device=scorer.device)
+
+
+def generate(
+    path: str | Path,
+    prompt: str,
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+) -> Iterator[str]:
+    """Pieces of text that follow the prompt. Raises InputError when prompt and text are past the model's positions."""
+    set_threads(threads or usable_cpus())
+    scorer = open_scorer(path, device, dtype)
+    start = calibration.start_tokens(scorer.tokenizer)
+    begin = start + calibration.encode(scorer.tokenizer, prompt, scorer.rows)
+    if not begin:
+        raise InputError("the prompt is empty, and the tokenizer has no start token", hint="give a prompt")
+    if scorer.positions and len(begin) + max_new_tokens > scorer.positions:
+        raise InputError(
+            f"{len(begin)} tokens of prompt and {max_new_tokens} new ones are past the model's {scorer.positions} positions",
+            hint=f"use `--max-new-tokens {max(1, scorer.positions - len(begin))}` at most",
+        )
+    made: list[int] = []
+    shown = _decode(scorer, begin)
+    for token in tokens_after(scorer, begin, max_new_tokens, temperature, top_p, seed):
+        made.append(token)
+        text = _decode(scorer, begin + made)
+        # a character whose bytes are still coming decodes to a stand-in
+        if not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+    text = _decode(scorer, begin + made)
+    if len(text) > len(shown):
+        yield text[len(shown) :]
+
+
+def _decode(scorer: Scorer, tokens: list[int]) -> str:
+    text: str = scorer.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
+def bench(
+    path: str | Path,
+    *,
+    prompt_tokens: int = 64,
+    new_tokens: int = 64,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Tokens a second of reading a prompt and of writing on, greedily, one row; weights and peak memory in bytes."""
+    import torch
+
+    set_threads(threads or usable_cpus())
+    scorer = open_scorer(path, device, dtype)
+    limit = scorer.positions or prompt_tokens + new_tokens
+    prompt_tokens = min(prompt_tokens, limit - 1)
+    new_tokens = min(new_tokens, limit - prompt_tokens)
+    prompt = [(7 * place) % scorer.rows for place in range(prompt_tokens)]
+    held = sum(p.numel() * p.element_size() for p in scorer.model.parameters())
+
+    def clock() -> float:
+        if scorer.device.type == "cuda":
+            torch.cuda.synchronize(scorer.device)
+        return time.perf_counter()
+
+    times: list[tuple[float, float]] = []
+    with torch.inference_mode():
+        for _ in range(4):
+            rows = torch.tensor([prompt], device=scorer.device)
+            started = clock()
+            output = scorer.model(input_ids=rows, use_cache=True)
+            read = clock()
+            for _ in range(new_tokens):
+                rows = output.logits[:, -1:].argmax(-1)
+                output = scorer.model(input_ids=rows, past_key_values=output.past_key_values, use_cache=True)
+            times.append((read - started, clock() - read))
+    # the first round warms up
+    prefill, decode = (sorted(column)[1] for column in zip(*times[1:], strict=True))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "prefill_tokens_per_second": prompt_tokens / prefill,
+        "decode_tokens_per_second": new_tokens / decode,
+        "weight_bytes": held,
+        "peak_resident_bytes": peak,
+        "peak_device_bytes": torch.cuda.max_memory_allocated(scorer.device) if scorer.device.type == "cuda" else None,
+        "device": str(scorer.device),
+        "dtype": str(scorer.model.dtype).removeprefix("torch."),
+    }

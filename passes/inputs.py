@@ -1,0 +1,49 @@
+"""The files that options name: their bytes, and the digests that enter the key. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from rewright.passes.errors import InputError
+from rewright.passes.spec import fields_of
+
+STDIN = Path("-")
+
+
+class Inputs:
+    """Option files of one run, each read once; `-` is standard input."""
+
+    def __init__(self) -> None:
+        self._stdin: bytes | None = None
+        self._digests: dict[Path, str] = {}
+
+    def read(self, path: Path) -> bytes:
+        """The bytes of a file or of standard input. Raises InputError."""
+        if path == STDIN:
+            if self._stdin is None:
+                self._stdin = sys.stdin.buffer.read()
+            return self._stdin
+        try:
+            return path.read_bytes()
+        except IsADirectoryError:
+            raise InputError(f"`{path}` is a directory, not a text file") from None
+        except OSError as error:
+            raise InputError(f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}") from None
+
+    def digest(self, path: Path) -> str:
+        """sha256 of the contents, hexadecimal."""
+        if path not in self._digests:
+            self._digests[path] = hashlib.sha256(self.read(path)).hexdigest()
+        return self._digests[path]
+
+    def digests_of(self, options: Any) -> dict[str, list[str]]:
+        """The digests of every file that a pass's options name, by flag."""
+        found: dict[str, list[str]] = {}
+        for item in fields_of(type(options)):
+            value = getattr(options, item.name)
+            if item.type is Path and item.opt.affects == "result" and value is not None:
+                found[item.flag] = [self.digest(path) for path in (value if item.many else (value,))]
+        return found

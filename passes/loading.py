@@ -1,0 +1,250 @@
+"""Checkpoints as running transformers models: whole, or one decoder layer at a time.
+
+A model is built on the meta device and its parts are given their tensors when they are wanted, so that what is
+resident is what is in use. With `models/` this is the only code that imports transformers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from rewright.formats import compressed_tensors
+from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.compressed_tensors import Scheme
+from rewright.formats.dtypes import to_torch
+from rewright.kernels.pack import unpack
+from rewright.passes.errors import InputError
+from rewright.passes.models.families import FAMILIES, family_of
+
+
+def decode(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Weights from codes, as plain transformers decodes them when it loads a model in `dtype`.
+
+    `codes` int8 (rows, columns), `scale` (rows, groups) in its stored dtype, `zero` int8 (rows, groups) or None.
+    The difference and the product are taken in `dtype`. Returns (rows, columns) in `dtype`.
+    """
+    group = codes.shape[1] // scale.shape[1]
+    signed = codes.to(dtype)
+    if zero is not None:
+        signed = signed - zero.to(dtype).repeat_interleave(group, dim=1)
+    return signed * scale.to(dtype).repeat_interleave(group, dim=1)
+
+
+class Reads(Protocol):
+    """Whatever gives tensors by name: a checkpoint, or a draft."""
+
+    def read(self, name: str) -> torch.Tensor: ...
+
+
+def read_packed(held: Reads, module: str, scheme: Scheme, dtype: torch.dtype) -> torch.Tensor:
+    """The decoded weight of a `pack-quantized` module, (rows, columns) in `dtype`."""
+    rows, columns = (int(n) for n in held.read(module + ".weight_shape"))
+    codes = unpack(held.read(module + ".weight_packed"), scheme.bits, columns)
+    zero = None
+    if not scheme.symmetric:
+        packed = held.read(module + ".weight_zero_point")
+        zero = unpack(packed.t().contiguous(), scheme.bits, rows).t()
+    return decode(codes, held.read(module + ".weight_scale"), zero, dtype)
+
+
+class Weights:
+    """The tensors of a checkpoint under the names that a running model gives them.
+
+    Packed matrices come out decoded, tied names find the tensor that is stored, a base prefix that the file lacks
+    is looked past. Every floating-point tensor is checked: a value that is not finite is refused by name.
+    """
+
+    def __init__(self, source: Checkpoint) -> None:
+        self.source = source
+        self.family = FAMILIES.get(str((source.config or {}).get("model_type")))
+        self.packing = compressed_tensors.parse(source.config or {})
+        self._ties: dict[str, str] = {}
+
+    def tie(self, names: dict[str, str]) -> None:
+        """Say which names are one tensor, so that either may be the stored one."""
+        for alias, name in names.items():
+            self._ties.setdefault(alias, name)
+            self._ties.setdefault(name, alias)
+
+    def stored_name(self, name: str) -> str | None:
+        """The stored spelling of a running model's name, without regard to ties."""
+        spelled = self.family.spellings(name) if self.family and name.startswith(self.family.base) else (name,)
+        for candidate in spelled:
+            if candidate in self.source.entries or self._packed(candidate):
+                return candidate
+        return None
+
+    def _packed(self, name: str) -> bool:
+        return name.removesuffix(".weight") + ".weight_packed" in self.source.entries
+
+    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor in `dtype` if it is floating point, else as stored. Raises InputError naming what is wrong."""
+        stored = self.stored_name(name)
+        if stored is None and name in self._ties:
+            stored = self.stored_name(self._ties[name])
+        if stored is None:
+            raise InputError(
+                f"tensor `{name}` is missing from `{self.source.path}`",
+                hint="is a shard of the download absent?",
+            )
+        tensor = self._decoded(stored, dtype) if stored not in self.source.entries else self.source.read(stored)
+        if tensor.is_floating_point():
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"tensor `{stored}` holds values that are not finite")
+            return tensor.to(dtype)
+        return tensor
+
+    def _decoded(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        module = name.removesuffix(".weight")
+        scheme = self.packing.scheme_of(module) if self.packing else None
+        if scheme is None:
+            raise InputError(f"`{module}` is packed, and `config.json` says nothing of how")
+        return read_packed(self.source, module, scheme, dtype)
+
+
+def config_of(source: Checkpoint) -> Any:
+    """The transformers config of a checkpoint, quantisation left out. Raises InputError."""
+    from transformers import AutoConfig
+
+    if source.config is None:
+        raise InputError(f"`{source.path}` has no `config.json`", hint="name the whole checkpoint directory")
+    plain = {key: value for key, value in source.config.items() if key != "quantization_config"}
+    model_type = plain.pop("model_type", None)
+    try:
+        return AutoConfig.for_model(str(model_type), **plain)
+    except (KeyError, ValueError):
+        raise InputError(f"transformers knows no model type `{model_type}`") from None
+
+
+class Assembly:
+    """A model whose parts are on the meta device until they are placed.
+
+    `model` is the transformers model in evaluation mode, `layers` its decoder layers, `dtype` what floating-point
+    parameters are placed in, `device` where.
+    """
+
+    def __init__(self, source: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.config = config_of(source)
+        self.weights = Weights(source)
+        self.dtype, self.device = dtype, device
+        with torch.device("meta"):
+            self.model = AutoModelForCausalLM.from_config(self.config, dtype=dtype).eval()
+        self.model.requires_grad_(False)
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        self.weights.tie(dict(tied))
+        self._tied = dict(tied)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        layers = self.model.get_submodule(family_of(self.weights.source.config).layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    def place(self, prefix: str = "", *, without: tuple[str, ...] = ()) -> None:
+        """Give every meta tensor at or below `prefix` its value, but for those below a prefix in `without`."""
+        for path, module in self.model.get_submodule(prefix).named_modules(prefix=prefix):
+            if any(path == skip or path.startswith(skip + ".") for skip in without):
+                continue
+            self._place_buffers(path, module)
+            for leaf, parameter in list(module._parameters.items()):
+                if parameter is not None and parameter.is_meta:
+                    self._place_parameter(f"{path}.{leaf}" if path else leaf, module, leaf)
+
+    def _place_buffers(self, path: str, module: nn.Module) -> None:
+        """Buffers that no file holds are computed by the model class, as it does when it is made."""
+        computed = [
+            leaf
+            for leaf, buffer in module._buffers.items()
+            if buffer is not None and buffer.is_meta and leaf in module._non_persistent_buffers_set
+        ]
+        for leaf in computed:
+            buffer = module._buffers[leaf]
+            module._buffers[leaf] = torch.zeros(buffer.shape, dtype=buffer.dtype, device=self.device)  # type: ignore[union-attr]  # not None: filtered above
+        if computed:
+            self.model._init_weights(module)
+        for leaf, buffer in list(module._buffers.items()):
+            if buffer is not None and buffer.is_meta:
+                value = self.weights.read(f"{path}.{leaf}" if path else leaf, buffer.dtype)
+                module._buffers[leaf] = value.to(self.device)
+
+    def _place_parameter(self, name: str, module: nn.Module, leaf: str) -> None:
+        for alias, original in self._tied.items():
+            other = {alias: original, original: alias}.get(name)
+            twin = self.model.get_parameter(other) if other else None
+            if twin is not None and not twin.is_meta:
+                module._parameters[leaf] = twin
+                return
+        wanted = module._parameters[leaf]
+        assert wanted is not None
+        value = self.weights.read(name, self.dtype)
+        if value.shape != wanted.shape:
+            self._refuse_shape(name, tuple(value.shape), tuple(wanted.shape))
+        module._parameters[leaf] = nn.Parameter(value.to(self.device), requires_grad=False)
+
+    def _refuse_shape(self, name: str, stored: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        vocabulary = getattr(self.config.get_text_config(), "vocab_size", None)
+        if wanted and stored and wanted[0] == vocabulary and stored[1:] == wanted[1:]:
+            raise InputError(f"`config.json` says `vocab_size` {vocabulary}, and `{name}` has {stored[0]} rows")
+        raise InputError(f"tensor `{name}` has shape {list(stored)}, and `config.json` makes it {list(wanted)}")
+
+    def release(self, prefix: str) -> None:
+        """Put a part back on the meta device."""
+        for module in self.model.get_submodule(prefix).modules():
+            for leaf, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[leaf] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+            for leaf, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[leaf] = buffer.to("meta")
+
+
+def stored_dtype(source: Checkpoint) -> torch.dtype:
+    """The dtype that most of a checkpoint's floating-point bytes have; packed matrices do not count."""
+    sizes: dict[torch.dtype, int] = {}
+    for entry in source.entries.values():
+        dtype = to_torch(entry.dtype)
+        if dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64) and not entry.name.endswith("_scale"):
+            sizes[dtype] = sizes.get(dtype, 0) + entry.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
+
+
+def load_tokenizer(source: Checkpoint) -> Any | None:
+    """The checkpoint's tokenizer, or None where it has none. Raises InputError for one that cannot be read."""
+    from transformers import AutoTokenizer
+
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    if not any((source.root / name).exists() for name in names):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source.root, local_files_only=True)
+    except Exception as error:
+        # transformers raises whatever its many tokenizer classes raise
+        raise InputError(f"the tokenizer of `{source.path}` cannot be read: {error}".splitlines()[0]) from error
+
+
+def load(
+    path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> tuple[Any, Any | None]:
+    """Open any checkpoint as (model, tokenizer); the tokenizer is None where there is none.
+
+    `dtype` None keeps the stored one. Families of the layer walk are assembled here; any other goes to
+    `AutoModelForCausalLM.from_pretrained`. Raises InputError or FormatError.
+    """
+    source = Checkpoint.open(path)
+    dtype = dtype or stored_dtype(source)
+    config = source.config or {}
+    if config.get("model_type") in FAMILIES or source.config is None:
+        assembly = Assembly(source, dtype, torch.device(device))
+        assembly.place()
+        return assembly.model, load_tokenizer(source)
+    from transformers import AutoModelForCausalLM
+
+    config_of(source)
+    model = AutoModelForCausalLM.from_pretrained(source.root, dtype=dtype, local_files_only=True).eval()
+    return model.to(device), load_tokenizer(source)

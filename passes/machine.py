@@ -1,0 +1,32 @@
+"""The machine as a run sees it: threads and library versions."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+LIBRARIES = ("torch", "triton", "transformers", "safetensors", "compressed-tensors", "numpy")
+
+
+def version() -> str:
+    """Rewright's own version."""
+    return metadata.version("rewright")
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what can reach a result's bytes, and of Python."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def set_threads(threads: int) -> None:
+    """Run torch at a set number of threads: another number rounds sums otherwise, and may change codes."""
+    import torch
+
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)

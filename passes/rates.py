@@ -1,0 +1,66 @@
+"""Seconds from operations and bytes, by rates measured on this machine once and kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from rewright.passes.context import RunOptions, find_device
+from rewright.passes.spec import Estimate
+
+
+def _cache() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("rewright")) / "rates.json"
+
+
+def _measure(device: Any) -> dict[str, float]:
+    """Floating-point operations a second in a matrix product, and bytes a second in a copy."""
+    import torch
+
+    def clock(action: Any, repeat: int) -> float:
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        for _ in range(repeat):
+            action()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - started) / repeat
+
+    side = 4096 if device.type == "cuda" else 512
+    left = torch.ones(side, side, device=device)
+    block = torch.ones(32 << 20, dtype=torch.uint8, device=device)
+    return {
+        "flops": 2 * side**3 / clock(lambda: left @ left, 5),
+        "bytes": 2 * block.numel() / clock(block.clone, 5),
+    }
+
+
+def _rates(options: RunOptions) -> dict[str, float]:
+    import torch
+
+    device = find_device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    key = f"{platform.node()} {name or platform.machine()} {options.threads or torch.get_num_threads()} {torch.__version__}"
+    known: dict[str, dict[str, float]] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(_cache().read_bytes())
+    if key not in known:
+        known[key] = _measure(device)
+        with contextlib.suppress(OSError):
+            _cache().parent.mkdir(parents=True, exist_ok=True)
+            _cache().write_text(json.dumps(known))
+    return known[key]
+
+
+def seconds_of(guess: Estimate, options: RunOptions) -> float:
+    """Operations and bytes at this machine's rates, one after the other: a guide, not a promise."""
+    rates = _rates(options)
+    return round(guess.flops / rates["flops"] + guess.bytes_moved / rates["bytes"], 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -124,8 +125,9 @@ def diff(
 
 
 def _differences(found: Mapping[str, Any]) -> Iterator[str]:
-    for key, (one, other) in found["config"].items():
-        yield console.safe(f"config {key}: {_short(one)} -> {_short(other)}")
+    for key, sides in found["config"].items():
+        one, other = (_short(sides[side]) if side in sides else "absent" for side in ("a", "b"))
+        yield console.safe(f"config {key}: {one} -> {other}")
     for side in ("a", "b"):
         for name in found["tensors"][f"only_{side}"]:
             yield console.safe(f"tensor {name}: only in {side.upper()}")
@@ -144,7 +146,7 @@ def _differences(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
-    text = "absent" if value is None else str(value)
+    text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -155,19 +157,22 @@ def verify(path: Checkpoint, run: RunOptions) -> None:
 
     Example: rewright verify out
     """
-    from rewright.passes.summary import problems
+    from rewright.formats.verify import verify as checked
 
-    found = problems(path)
+    report = checked(path)
     if run.json:
-        console.write_json({"path": path, "sound": not found, "problems": found})
+        console.write_json(report.plain())
     else:
-        for problem in found:
+        for warning in report.warnings:
+            console.current().warn(warning)
+        for problem in report.problems:
             console.write(console.safe(problem))
-    if found:
-        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        raise InputError(f"`{path}` is not sound: {found[0]}{more}")
+    if not report.ok:
+        count = len(report.problems)
+        raise InputError(f"`{path}` is not sound: {count} problem{'s' if count > 1 else ''}")
     if not run.json:
-        console.write("sound")
+        digests = f", {report.digests} digests" if report.digests else ""
+        console.write(f"sound: {report.files} files, {report.tensors} tensors, {size(report.nbytes)}{digests}")
 
 
 def register(app: typer.Typer) -> None:

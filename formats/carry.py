@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError
-from rewright.formats.files import copy_file, remove_tree, storage, storage_error
+from rewright.formats.files import SCRATCH, copy_file, remove_tree, storage, storage_error
 from rewright.formats.shards import INDEX, SINGLE
 from rewright.formats.strict import regular_size
 
@@ -34,34 +34,36 @@ def carry_sidecars(src: Checkpoint, target: Path) -> list[str]:
 
 def tells_case(folder: Path) -> bool:
     """Whether names that differ only in case are two files in `folder`."""
-    probe = folder / ".case-probe"
+    probe = folder / f"{SCRATCH}probe"
     with storage(probe):
         probe.touch()
         try:
-            return not (folder / ".CASE-PROBE").exists()
+            return not probe.with_name(probe.name.upper()).exists()
         finally:
             probe.unlink()
 
 
-def link_weights(src: Checkpoint, target: Path) -> None:
-    """Hard-link each weight file, and copy the index, keeping names; a bare file becomes `model.safetensors`."""
+def link_weights(src: Checkpoint, target: Path) -> set[str]:
+    """Hard-link each weight file and copy the index, keeping names; a bare file becomes `model.safetensors`.
+
+    Returns the relative paths that became hard links, not copies.
+    """
     if not src.path.is_dir():
-        _link(src.files[0], target / SINGLE)
-        return
-    for file in src.files:
-        _link(file, target / file.relative_to(src.root))
-    if src.files != (src.root / SINGLE,):
-        copy_file(src.root / INDEX, target / INDEX)
+        return {SINGLE} if _link(src.files[0], target / SINGLE) else set()
+    names = {file.relative_to(src.root).as_posix(): file for file in src.files}
+    if src.index is not None:
+        copy_file(src.index, target / INDEX)
+    return {name for name, file in names.items() if _link(file, target / name)}
 
 
-def _link(file: Path, target: Path) -> None:
+def _link(file: Path, target: Path) -> bool:
     # A hard link to a symbolic link is another symbolic link, and dangles in the new folder.
     real = Path(os.path.realpath(file))
     regular_size(real)
     if file.is_symlink() and real.parent.name == "blobs":
         # The download cache owns its blobs and prunes them by what it thinks they are used for.
         copy_file(real, target)
-        return
+        return False
     remove_tree(target)
     with storage(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,3 +73,5 @@ def _link(file: Path, target: Path) -> None:
         if error.errno not in _NO_LINK:
             raise storage_error(error, target, "link") from error
         copy_file(real, target)
+        return False
+    return True

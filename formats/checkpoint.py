@@ -13,7 +13,7 @@ from rewright.formats.dtypes import to_torch
 from rewright.formats.errors import FormatError
 from rewright.formats.files import CHUNK, read_into
 from rewright.formats.provenance import read_stamp
-from rewright.formats.shards import WeightFiles, find_weights
+from rewright.formats.shards import INDEX, SINGLE, WeightFiles, find_weights
 from rewright.formats.sidecars import sort_files
 from rewright.formats.strict import printable, read_json
 
@@ -33,7 +33,7 @@ class Entry:
     nbytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """Headers of a checkpoint; opens its files anew for each read, maps none of them.
 
@@ -60,8 +60,8 @@ class Checkpoint:
         path = Path(path)
         if not os.path.lexists(path):
             raise FormatError(f"`{path}` is not there", hint="name a folder with `model.safetensors`, or such a file")
-        weights = find_weights(path)
-        root = path if path.is_dir() else path.parent
+        root, place = (path, path) if path.is_dir() else _beside(path)
+        weights = find_weights(place)
         config = None
         if os.path.lexists(root / "config.json"):
             config = read_json(root / "config.json")
@@ -70,6 +70,11 @@ class Checkpoint:
         stamp = read_stamp(root) if path.is_dir() else None
         metadata = weights.headers[weights.files[0]].metadata
         return cls(path, root, _entries(weights), weights.files, config, metadata, weights.warnings, stamp)
+
+    @property
+    def index(self) -> Path | None:
+        """The index file when the weights are read through one."""
+        return self.root / INDEX if self.path.is_dir() and self.files != (self.root / SINGLE,) else None
 
     @property
     def total_bytes(self) -> int:
@@ -122,7 +127,15 @@ class Checkpoint:
         # A bare file in a folder that is no checkpoint has nothing to do with its neighbours.
         if not self.path.is_dir() and self.config is None:
             return [], []
-        return sort_files(self.root, self.files)
+        return sort_files(self.root, [*self.files, *([self.index] if self.index else [])])
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """The folder of a bare file, and the file in it: a link's own folder when it has the config, else its target's."""
+    real = Path(os.path.realpath(path))
+    if not os.path.lexists(path.parent / "config.json") and os.path.lexists(real.parent / "config.json"):
+        return real.parent, real
+    return path.parent, path
 
 
 def _entries(weights: WeightFiles) -> dict[str, Entry]:
@@ -144,7 +157,10 @@ def load(entry: Entry, shape: tuple[int, ...], offset: int, nbytes: int) -> torc
     if dtype is None:
         raise FormatError(f"tensor `{printable(entry.name)}` is {entry.dtype}, which torch cannot compute on")
     if nbytes == 0:
-        return torch.empty(shape, dtype=dtype)
+        try:
+            return torch.empty(shape, dtype=dtype)
+        except RuntimeError:
+            raise FormatError(f"tensor `{printable(entry.name)}` has a shape torch cannot make") from None
     raw = torch.empty(nbytes, dtype=torch.uint8)
     fd = _open(entry.file)
     try:

@@ -65,10 +65,11 @@ class Quantization:
         """
         if any(_matches(target, module) for target in self.ignore):
             return None
-        for kind in (_exact, _pattern, _class):
-            for group in reversed(self.groups):
-                if any(kind(target, module) for target in group.targets):
-                    return group.scheme
+        targets = {target: group.scheme for group in self.groups for target in group.targets}
+        for matches in (_exact, _pattern, _class):
+            for target in sorted(targets):
+                if matches(target, module):
+                    return targets[target]
         return None
 
 
@@ -163,7 +164,7 @@ def _group(name: str, group: Any, default_format: Any) -> _Group:
     where = f"config group `{printable(name)}`"
     if not isinstance(weights, dict):
         raise FormatError(f"{where} has `weights` that are not an object")
-    bits, kind = weights.get("num_bits"), weights.get("type", "int")
+    bits, kind = weights.get("num_bits"), weights.get("type") or "int"
     if kind != "int":
         word = f"fp{bits}" if kind == "float" else printable(str(kind))
         raise FormatError(f"{where} holds {word} weights, which are not read", hint=_DENSE_HINT)

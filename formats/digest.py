@@ -11,6 +11,7 @@ from typing import Any
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError
+from rewright.formats.shards import INDEX
 
 _PIECE = 4 * 2**20
 # Sidecars that change what a model computes or how text becomes tokens; a README does not.
@@ -68,6 +69,8 @@ def source_digest(
 
 def _parts(ckpt: Checkpoint) -> list[tuple[str, Path]]:
     parts = [(file.relative_to(ckpt.root).as_posix(), file) for file in ckpt.files]
+    if ckpt.index is not None:
+        parts.append((INDEX, ckpt.index))
     for relative, file in ckpt.sidecars():
         if relative.endswith(_MATTERS) or relative.startswith("attachments/"):
             parts.append((relative, file))

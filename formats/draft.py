@@ -12,7 +12,7 @@ from rewright.formats.carry import carry_sidecars, link_weights
 from rewright.formats.checkpoint import Checkpoint, Entry, load
 from rewright.formats.dtypes import from_torch
 from rewright.formats.errors import ConflictError, FormatError
-from rewright.formats.files import storage, storage_error, sync_path, write_all, write_file
+from rewright.formats.files import SCRATCH, storage, storage_error, sync_path, write_all, write_file
 from rewright.formats.jsonedit import edit_object
 from rewright.formats.layout import Shard, TensorSpec, encode_index, plan_shards
 from rewright.formats.provenance import STAMP
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["WRITTEN", "Draft", "TensorSpec"]
 
 # Names of the tensors that are on the disk for certain, one a line; gone when the draft is sealed.
-WRITTEN = ".written"
+WRITTEN = f"{SCRATCH}written"
 _MOST_JSON = 256 * 2**20
 
 
@@ -46,6 +46,7 @@ class Draft:
         self._written: set[str] = set()
         self._synced: set[str] = set()
         self._fds: dict[str, int] = {}
+        self._links: dict[str, str | None] = {}
         self._linked = False
 
     @property
@@ -68,6 +69,7 @@ class Draft:
                 f"`{self.path}` holds `{strays[0]}`, which belongs to another layout",
                 hint="finish that run with its own options, or delete the folder",
             )
+        self._unseal()
         self.close()
         kept = reserve(self.path, shards)
         if len(shards) > 1:
@@ -89,7 +91,7 @@ class Draft:
                 f"tensor `{printable(name)}` is {code} {list(tensor.shape)}, "
                 f"but the layout says {spec.dtype} {list(spec.shape)}"
             )
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         if flat.numel():
             self._pwrite(shard, flat.view(torch.uint8).numpy().data, start)
         self._written.add(name)
@@ -141,15 +143,24 @@ class Draft:
 
         Raises FormatError when two names differ only in case and this disk does not tell them apart.
         """
+        self._unseal()
         return carry_sidecars(src, self.path)
 
     def link_weights(self, src: Checkpoint) -> None:
-        """Take the source's weight files as they are: hard links, or copies where links cannot be or should not."""
-        link_weights(src, self.path)
+        """Take the source's weight files as they are: hard links, or copies where links cannot be or should not.
+
+        A linked file keeps the mode of the source, and in the stamp the digest on the source's record, or none.
+        """
+        self._unseal()
+        record = (src.stamp or {}).get("files")
+        for name in link_weights(src, self.path):
+            found = record.get(name) if isinstance(record, dict) else None
+            self._links[name] = found.get("sha256") if isinstance(found, dict) else None
         self._linked = True
 
     def edit_config(self, changes: Mapping[str, Any], remove: Collection[str] = ()) -> None:
         """Change top-level keys of config.json; every other byte of it stays. Without the file, start one."""
+        self._unseal()
         path = self.path / "config.json"
         data = read_small(path, _MOST_JSON) if os.path.lexists(path) else b"{}\n"
         write_file(path, edit_object(data, changes, remove, f"`{path}`"))
@@ -161,14 +172,15 @@ class Draft:
             raise FormatError(f"`{printable(relative)}` is not a path inside a checkpoint")
         if relative == STAMP:
             raise FormatError(f"`{STAMP}` is written by `seal`")
+        self._unseal()
         write_file(self.path.joinpath(*parts), data)
 
     def seal(self, stamp: Mapping[str, Any], known: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Check the whole, flush it and write the stamp, with size and sha256 of each file under `files`.
 
-        `known` maps relative paths to digests on record: a hard-linked file named there is not read again, one
-        not named there gets none. Returns the stamp as written. Raises FormatError: no weights, a declared
-        tensor that was not written, a config.json that does not parse.
+        `known` maps relative paths to digests that the caller has already; those files are not read again.
+        Returns the stamp as written. Raises FormatError: no weights, a declared tensor that was not written, a
+        config.json that does not parse, something that is neither file nor folder.
         """
         missing = [name for name in self._places if name not in self._written]
         if missing:
@@ -176,13 +188,19 @@ class Draft:
         if not self._linked and not self._shards:
             raise FormatError(f"`{self.path}` has no weights to seal")
         self.close()
-        for leftover in (WRITTEN, STAMP):
-            (self.path / leftover).unlink(missing_ok=True)
-        files = seal.describe(self.path, known or {})
+        self._unseal()
+        files = seal.describe(self.path, {**self._links, **(known or {})})
         document = {**stamp, "files": files}
         seal.write_stamp(self.path, document)
+        # Only now: until the stamp is there, a resume needs the record of what was written.
+        seal.sweep(self.path)
         sync_path(self.path)
         return document
+
+    def _unseal(self) -> None:
+        """Before anything changes, what an earlier run may have sealed is finished no more."""
+        with storage(self.path / STAMP):
+            (self.path / STAMP).unlink(missing_ok=True)
 
     def _place(self, name: str) -> tuple[TensorSpec, Shard, int, int]:
         if name not in self._places:

@@ -13,6 +13,8 @@ from pathlib import Path
 from rewright.formats.errors import FormatError, StorageError
 
 CHUNK = 16 * 2**20
+# Names of ours that are never part of a checkpoint; what a crash left of them goes when a draft is sealed.
+SCRATCH = ".rewright-"
 _FICLONE = 0x40049409
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -94,7 +96,7 @@ def _copy_bytes(reader: int, writer: int) -> None:
 
 def write_file(target: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all. Raises StorageError."""
-    aside = target.with_name(f".{target.name}.new")
+    aside = target.with_name(f"{SCRATCH}{target.name}")
     with storage(target):
         with _fresh(aside) as writer:
             write_all(writer, data, 0)

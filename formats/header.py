@@ -18,7 +18,11 @@ from rewright.formats.dtypes import BITS, LARGEST, nbytes
 from rewright.formats.errors import FormatError
 from rewright.formats.strict import LFS_PREFIX, pointer_error, printable, regular_size, strict_json
 
+__all__ = ["MAX_HEADER", "Header", "TensorInfo", "check_name", "encode_header", "read_header", "strict_json"]
+
 MAX_HEADER = 100_000_000
+# What torch's operations take.
+_MAX_AXES = 64
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 
 
@@ -155,6 +159,8 @@ def _info(path: Path, name: str, value: Any) -> TensorInfo:
         raise FormatError(f"{where} has the unknown dtype `{printable(str(dtype), 40)}`")
     if not _counts(shape):
         raise FormatError(f"{where} has a shape that is not a list of counts")
+    if len(shape) > _MAX_AXES:
+        raise FormatError(f"{where} has {len(shape)} axes, more than {_MAX_AXES}")
     if not _counts(span) or len(span) != 2 or span[0] > span[1]:
         raise FormatError(f"{where} has data offsets that are not a start and an end")
     try:
@@ -162,7 +168,9 @@ def _info(path: Path, name: str, value: Any) -> TensorInfo:
     except FormatError as error:
         raise FormatError(f"{where}: {error}") from None
     if span[1] - span[0] != need:
-        raise FormatError(f"{where} spans {span[1] - span[0]} bytes, but {dtype} of shape {shape} takes {need}")
+        raise FormatError(
+            f"{where} spans {span[1] - span[0]} bytes, but {dtype} of shape {printable(str(shape))} takes {need}"
+        )
     return TensorInfo(name, dtype, tuple(shape), span[0], span[1])
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rewright.formats.errors import ConflictError, FormatError
-from rewright.formats.files import storage
+from rewright.formats.files import remove_tree, storage
 from rewright.formats.strict import strict_json
 
 
@@ -22,7 +22,9 @@ def lock(dst: str | os.PathLike[str]) -> Iterator[Path]:
     """Hold `<dst>.lock` for the block; yields its path.
 
     The file says host, pid and start time of its holder. A holder on this host that no longer runs is taken
-    over. Raises ConflictError while another holds it, StorageError when the folder may not be written.
+    over, and an output that a crash left without its name gets it back.
+
+    Raises ConflictError while another holds it, StorageError when the folder may not be written.
     """
     place = Path(os.path.realpath(dst))
     path = place.with_name(f"{place.name}.lock")
@@ -32,12 +34,29 @@ def lock(dst: str | os.PathLike[str]) -> Iterator[Path]:
     if not _create(path, record):
         _take_over(path, place, record)
     try:
+        _recover(place)
         yield path
     finally:
         # Whoever took the lock over by hand keeps it.
         with contextlib.suppress(FileNotFoundError):
             if path.read_bytes() == record:
                 path.unlink()
+
+
+def aside_path(place: Path) -> Path:
+    """Where `publish` puts the old output for a moment on a file system that cannot exchange names."""
+    return place.with_name(f".{place.name}.aside")
+
+
+def _recover(place: Path) -> None:
+    aside = aside_path(place)
+    if not os.path.lexists(aside):
+        return
+    if os.path.lexists(place):
+        remove_tree(aside)
+    else:
+        with storage(place, "restore"):
+            aside.rename(place)
 
 
 def _create(path: Path, record: bytes) -> bool:

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 
 from rewright.formats.errors import ConflictError, OverlapError, StorageError
-from rewright.formats.files import free_bytes, remove_tree, storage, storage_error, sync_path
-from rewright.formats.locks import lock
+from rewright.formats.files import SCRATCH, free_bytes, remove_tree, storage_error, sync_path
+from rewright.formats.locks import aside_path, lock
 
-__all__ = ["check_apart", "discard", "ensure_room", "lock", "partial_path", "publish", "recover"]
+__all__ = ["check_apart", "discard", "ensure_room", "lock", "partial_path", "publish"]
 
 _AT_FDCWD = -100
 _NOREPLACE = 1
@@ -35,9 +35,10 @@ def check_apart(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Non
     """
     target = _place(dst)
     sources = [Path(os.path.realpath(src))]
-    beside = Path(os.path.abspath(src)).parent
-    if sources[0].is_file() and (beside / "config.json").exists():
-        sources.append(Path(os.path.realpath(beside)))
+    if sources[0].is_file():
+        # A bare file beside a config is read with its folder, wherever a link says that is.
+        beside = (Path(os.path.realpath(Path(src).parent)), sources[0].parent)
+        sources += [folder for folder in beside if (folder / "config.json").exists()]
     for source in sources:
         if _same(source, target):
             raise OverlapError(f"source and destination are the same, `{dst}`", hint=_ELSEWHERE)
@@ -77,6 +78,9 @@ def publish(ready: str | os.PathLike[str], dst: str | os.PathLike[str], replace:
     `dst` exists and `replace` is false, or `dst` is not a directory; StorageError when the system refuses.
     """
     ready, dst = Path(ready), _place(dst)
+    # A crash just after the stamp may have left these.
+    for scratch in ready.glob(f"{SCRATCH}*"):
+        remove_tree(scratch)
     try:
         if os.path.lexists(dst):
             _replace(ready, dst, replace)
@@ -85,18 +89,6 @@ def publish(ready: str | os.PathLike[str], dst: str | os.PathLike[str], replace:
     except OSError as error:
         raise storage_error(error, dst, "publish") from error
     sync_path(dst.parent)
-
-
-def recover(dst: str | os.PathLike[str]) -> None:
-    """Undo what a crash between the renames of the fallback left: the old output gets its name back."""
-    dst = _place(dst)
-    aside = _aside(dst)
-    if os.path.lexists(aside):
-        if os.path.lexists(dst):
-            remove_tree(aside)
-        else:
-            with storage(dst, "restore"):
-                aside.rename(dst)
 
 
 def _first(ready: Path, dst: Path) -> None:
@@ -121,7 +113,7 @@ def _replace(ready: Path, dst: Path, replace: bool) -> None:
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
-    aside = _aside(dst)
+    aside = aside_path(dst)
     remove_tree(aside)
     dst.rename(aside)
     try:
@@ -151,10 +143,6 @@ def _place(dst: str | os.PathLike[str]) -> Path:
     if not place.name:
         raise ConflictError(f"`{dst}` cannot be a destination", hint="name a folder that is not there yet")
     return place
-
-
-def _aside(dst: Path) -> Path:
-    return dst.with_name(f".{dst.name}.aside")
 
 
 def _same(one: Path, other: Path) -> bool:

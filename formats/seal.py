@@ -10,25 +10,32 @@ from typing import Any
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.digest import sha256_file
-from rewright.formats.files import sync_path, write_file
+from rewright.formats.errors import FormatError
+from rewright.formats.files import SCRATCH, remove_tree, sync_path, write_file
 from rewright.formats.provenance import STAMP
 
 
-def describe(root: Path, known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Check that `root` opens as a checkpoint, flush each file and folder; size and sha256 of each file."""
+def describe(root: Path, known: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
+    """Check that `root` opens as a checkpoint, flush each file and folder; size and sha256 of each file.
+
+    A file in `known` takes the digest there, or none for None. Scratch files are left out.
+    """
+    paths = [path for path in walk(root) if not path.name.startswith(SCRATCH)]
+    for path in paths:
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise FormatError(f"`{path}` is neither a file nor a folder, and a checkpoint holds nothing else")
     Checkpoint.open(root)
     files: dict[str, dict[str, Any]] = {}
-    for path in walk(root):
+    for path in paths:
         relative = path.relative_to(root).as_posix()
         sync_path(path)
         if path.is_dir():
             continue
         info = path.stat()
         files[relative] = {"size": info.st_size}
-        if relative in known:
-            files[relative]["sha256"] = known[relative]
-        elif info.st_nlink == 1:
-            files[relative]["sha256"] = sha256_file(path)
+        digest = known[relative] if relative in known else sha256_file(path)
+        if digest is not None:
+            files[relative]["sha256"] = digest
     return files
 
 
@@ -43,3 +50,10 @@ def write_stamp(root: Path, document: Mapping[str, Any]) -> None:
     """Write the stamp. Raises ValueError when it holds what JSON cannot, such as NaN."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     write_file(root / STAMP, (text + "\n").encode("utf-8"))
+
+
+def sweep(root: Path) -> None:
+    """Remove scratch files, also those that a crash left behind."""
+    for path in list(walk(root)):
+        if path.name.startswith(SCRATCH):
+            remove_tree(path)

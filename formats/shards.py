@@ -132,7 +132,10 @@ def _unlisted(owner: dict[str, Path], headers: Mapping[Path, Header], index: Pat
 
 
 def _nothing(path: Path) -> FormatError:
-    names = sorted(os.listdir(path))
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        return FormatError(f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}")
     tensors = [name for name in names if name.endswith(".safetensors")]
     if any("-of-" in name for name in tensors):
         return FormatError(

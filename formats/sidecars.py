@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from rewright.formats.errors import FormatError
 from rewright.formats.shards import OTHERS, PICKLES
 
 # Version control, download caches and byte code are no part of a model.
@@ -30,12 +31,12 @@ def sort_files(root: Path, weights: Collection[Path]) -> tuple[list[tuple[str, P
     used = {os.path.normpath(file) for file in weights}
     travel: list[tuple[str, Path]] = []
     stay: list[str] = []
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=_refuse):
         inside = Path(folder).relative_to(root).as_posix() + "/"
         inside = "" if inside == "./" else inside
         for name in list(folders):
             relative = f"{inside}{name}"
-            if name in _SKIPPED or _OTHER_SET.search(f"{relative}/") or os.path.islink(Path(folder, name)):
+            if name in _SKIPPED or _is_other_weights(f"{relative}/") or os.path.islink(Path(folder, name)):
                 folders.remove(name)
                 stay.append(f"{relative}/")
         for name in files:
@@ -47,6 +48,10 @@ def sort_files(root: Path, weights: Collection[Path]) -> tuple[list[tuple[str, P
             else:
                 travel.append((relative, file))
     return sorted(travel), sorted(stay)
+
+
+def _refuse(error: OSError) -> None:
+    raise FormatError(f"`{error.filename}` cannot be read: {(error.strerror or str(error)).lower()}")
 
 
 def _is_other_weights(relative: str) -> bool:

@@ -59,8 +59,7 @@ def verify(path: str | os.PathLike[str], on_bytes: Callable[[int], object] | Non
         regular_size(path)
         _check_file(path, report)
         return report
-    weights = os.path.lexists(path / SINGLE) or os.path.lexists(path / INDEX)
-    if weights:
+    if any(os.path.lexists(path / name) for name in (SINGLE, INDEX, "config.json")):
         _collect(report, lambda: _check_checkpoint(path, report, on_bytes))
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if name not in (".git", ".cache"))
@@ -111,6 +110,9 @@ def _check_checkpoint(path: Path, report: Report, on_bytes: Callable[[int], obje
     files = ckpt.stamp.get("files")
     if not isinstance(files, dict):
         raise FormatError(f"`{path / STAMP}` lists no files")
+    extra = sorted({relative for relative, _ in ckpt.sidecars()} - files.keys())
+    if extra:
+        report.warnings.append(f"{len(extra)} files are not in the stamp, the first `{extra[0]}`")
     for relative, record in files.items():
         _collect(report, lambda r=relative, d=record: _check_record(path, r, d, report, on_bytes))  # type: ignore[misc] # defaults bind the loop's values
 

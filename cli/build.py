@@ -115,10 +115,11 @@ def command(
     *,
     run: Iterable[str] | None = (),
     options: type | None = None,
+    panel: str = PASS_PANEL,
     doc: str | None = None,
     **settings: Any,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function as a command. Its own parameters are Typer's; `options` adds a pass's, `run` adds run options.
+    """Register a function as a command with its own parameters, those of a pass (`options`) and run options (`run`).
 
     The function takes `options` and `run` as keywords where they are asked for. `run` names the fields of
     `RunOptions` that the command has a use for, None for all of them.
@@ -132,7 +133,7 @@ def command(
             for item in inspect.signature(function, eval_str=True).parameters.values()
             if item.name not in ("run", "options")
         ]
-        derived = [_parameter(item, PASS_PANEL) for item in passed] + [_parameter(item, RUN_PANEL) for item in chosen]
+        derived = [_parameter(item, panel) for item in passed] + [_parameter(item, RUN_PANEL) for item in chosen]
 
         def parsed(**given: Any) -> Action:
             keywords = {item.name: given[item.name] for item in own}

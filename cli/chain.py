@@ -166,9 +166,7 @@ def _text(path: Path) -> str:
 
 
 def _add_pass(app: typer.Typer, spec: Spec) -> None:
-    @command(
-        app, spec.name, run=None, options=spec.options, doc=_pass_doc(spec), rich_help_panel="Passes"
-    )
+    @command(app, spec.name, run=None, options=spec.options, doc=_pass_doc(spec), rich_help_panel="Passes")
     def one_pass(src: Source, dst: Target, options: Any, run: RunOptions) -> None:
         from rewright.passes.recipe import Stage
 
@@ -179,12 +177,12 @@ def register(app: typer.Typer) -> None:
     """Add `chain`, `run` and the passes to the root app."""
     for spec in registry.SPECS.values():
         _add_pass(app, spec)
-    together = {"rich_help_panel": "Several passes at once"}
-    command(app, "chain", run=None, context_settings={"allow_interspersed_args": False}, **together)(chain)
-    command(app, "run", run=None, **together)(run_recipe)
+    panel = "Several passes at once"
+    verbatim = {"allow_interspersed_args": False}
+    command(app, "chain", run=None, context_settings=verbatim, rich_help_panel=panel)(chain)
+    command(app, "run", run=None, rich_help_panel=panel)(run_recipe)
 
 
 def resume_line(words: Sequence[str]) -> str:
     """The command that goes on where this one stopped: the same command."""
     return shlex.join(["rewright", *words])
-

@@ -47,9 +47,7 @@ def facts() -> dict[str, Any]:
     gpus = []
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
-        gpus.append(
-            {"name": about.name, "bytes": about.total_memory, "capability": f"{about.major}.{about.minor}"}
-        )
+        gpus.append({"name": about.name, "bytes": about.total_memory, "capability": f"{about.major}.{about.minor}"})
     return {
         "python": platform.python_version(),
         "executable": sys.executable,
@@ -61,9 +59,7 @@ def facts() -> dict[str, Any]:
         "kernels": kernels(has_gpu=bool(gpus)),
         "interpreter": environment.value(environment.INTERPRET) not in ("", "0"),
         "switches": {
-            switch.name: environment.value(switch)
-            for switch in environment.SWITCHES
-            if environment.value(switch)
+            switch.name: environment.value(switch) for switch in environment.SWITCHES if environment.value(switch)
         },
     }
 

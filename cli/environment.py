@@ -72,3 +72,4 @@ def settle(stdout: TextIO | None) -> None:
             size = shutil.get_terminal_size()
             os.environ |= {"TERM": "dumb", "COLUMNS": str(size.columns), "LINES": str(size.lines)}
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -6,8 +6,9 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,9 +18,49 @@ from rewright.cli.console import table
 from rewright.cli.report import bench_rows, eval_head, eval_rows
 from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError, UsageError
+from rewright.passes.spec import Opt
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="checkpoint folder")]
 _PROMPT, _SAMPLE = "Once upon a time", 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalOptions:
+    """What `eval` scores, and how."""
+
+    text: Annotated[Path | None, Opt("text to score: .txt or .jsonl, `-` for stdin", metavar="FILE")] = None
+    choices: Annotated[
+        Path | None, Opt("multiple-choice questions, JSON lines as ARC or HellaSwag", metavar="FILE")
+    ] = None
+    compare: Annotated[
+        Path | None, Opt("score this one too, on the same targets: ratio, KL, agreement", metavar="OTHER")
+    ] = None
+    sequence_length: Annotated[int, Opt("tokens a window, the start token included", min=2)] = 256
+    per_document: Annotated[Literal["auto", "first", "all"], Opt("windows of a document that are scored")] = "auto"
+    sample: Annotated[int | None, Opt("also let each model go on for N tokens, greedily", min=1)] = None
+    prompt: Annotated[str | None, Opt(f"what they go on from; by default `{_PROMPT}`")] = None
+
+    def __post_init__(self) -> None:
+        if self.text is None and self.choices is None:
+            raise UsageError("nothing to score", hint="give `--text FILE` or `--choices FILE`")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions:
+    """How `generate` goes on."""
+
+    prompt: Annotated[str, Opt("what to go on from, `-` for stdin", metavar="TEXT|-")]
+    max_new_tokens: Annotated[int, Opt("stop after this many tokens", min=1)] = 128
+    temperature: Annotated[float, Opt("1 draws as the model was trained, 0 takes the likeliest", min=0)] = 1.0
+    top_p: Annotated[float, Opt("draw from the likeliest tokens that hold this share", min=0, max=1)] = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """What `bench` times."""
+
+    prompt_tokens: Annotated[int, Opt("tokens of the prompt", min=1)] = 128
+    new_tokens: Annotated[int, Opt("tokens decoded after it", min=1)] = 64
 
 
 @contextlib.contextmanager
@@ -37,67 +78,43 @@ def _talk(run: RunOptions) -> console.Console:
     return talk
 
 
-def evaluate(
-    model: Model,
-    run: RunOptions,
-    text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="text to score: .txt or .jsonl, `-` for stdin")
-    ] = None,
-    choices: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="multiple-choice questions, JSON lines as ARC or HellaSwag")
-    ] = None,
-    compare: Annotated[
-        Path | None, typer.Option(metavar="OTHER", help="score this one too, on the same targets: KL and agreement")
-    ] = None,
-    sequence_length: Annotated[
-        int, typer.Option(metavar="N", min=2, help="tokens a window, the start token included")
-    ] = 256,
-    per_document: Annotated[
-        str, typer.Option(metavar="auto|first|all", help="windows of a document that are scored")
-    ] = "auto",
-    sample: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="also let each model go on for N tokens, greedily")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="what they go on from")] = None,
-) -> None:
+def _where(run: RunOptions) -> dict[str, Any]:
+    return {"device": run.device, "dtype": run.dtype, "threads": run.threads}
+
+
+def evaluate(model: Model, options: EvalOptions, run: RunOptions) -> None:
     """Score a model on text: perplexity per scored token, bits per byte; on questions: accuracy.
 
-    With --compare both are scored on the same tokens, and divergence and agreement are added. Every window starts
-    as the tokenizer starts a text; the JSON states windows, stride, start token and scored tokens.
+    With --compare both are scored on the same tokens, and the divergence
+    and agreement of the two are added. Every window starts as the tokenizer
+    starts a text; the JSON states windows, stride and scored tokens.
 
     Example: rewright eval out --text heldout.txt --compare model --sample 80
     """
     from rewright.passes.evaluate import evaluate as score
 
-    if text is None and choices is None:
-        raise UsageError("nothing to score", hint="give `--text FILE` or `--choices FILE`")
-    if per_document not in ("auto", "first", "all"):
-        raise UsageError(f"`--per-document` must be one of auto, first, all, not `{per_document}`")
     talk = _talk(run)
     began = time.monotonic()
     with _kernels(run):
         scores = score(
             model,
-            text=text,
-            choices=choices,
-            compare=compare,
-            sequence_length=sequence_length,
-            per_document=per_document,
-            device=run.device,
-            dtype=run.dtype,
-            threads=run.threads,
+            text=options.text,
+            choices=options.choices,
+            compare=options.compare,
+            sequence_length=options.sequence_length,
+            per_document=options.per_document,
             reporter=talk,
+            **_where(run),
         )
-        spent = time.monotonic() - began
-        paths = [path for path in (compare, model) if path is not None]
-        document: dict[str, Any] = {"model": str(model), **scores, "seconds": round(spent, 3)}
+        paths = [path for path in (options.compare, model) if path is not None]
+        document = {"model": str(model), **scores, "seconds": round(time.monotonic() - began, 3)}
         document["checkpoints"] = {str(path): _stored(path) for path in paths}
-        if sample is not None or prompt is not None:
-            document["sample"] = _stories(paths, prompt or _PROMPT, sample or _SAMPLE, run)
+        if options.sample is not None or options.prompt is not None:
+            document["sample"] = _stories(paths, options.prompt or _PROMPT, options.sample or _SAMPLE, run)
     if run.json:
         console.write_json(document)
         return
-    console.write(table(eval_rows(document, model, compare), head=eval_head(model, compare)))
+    console.write(table(eval_rows(document, model, options.compare), head=eval_head(model, options.compare)))
     for path, story in document.get("sample", {}).get("texts", {}).items():
         console.write(f"\n{console.safe(path)}:\n{console.safe(document['sample']['prompt'] + story)}")
 
@@ -118,23 +135,12 @@ def _stored(path: Path) -> dict[str, Any]:
 def _stories(paths: list[Path], prompt: str, tokens: int, run: RunOptions) -> dict[str, Any]:
     from rewright.passes.generate import generate as continued
 
-    settings: dict[str, Any] = {"max_new_tokens": tokens, "temperature": 0.0, "top_p": 1.0, "seed": run.seed}
-    settings |= {"device": run.device, "dtype": run.dtype, "threads": run.threads}
-    return {"prompt": prompt, "texts": {str(path): "".join(continued(path, prompt, **settings)) for path in paths}}
+    greedy: dict[str, Any] = {"max_new_tokens": tokens, "temperature": 0.0, "top_p": 1.0, "seed": run.seed}
+    texts = {str(path): "".join(continued(path, prompt, **greedy, **_where(run))) for path in paths}
+    return {"prompt": prompt, "texts": texts}
 
 
-def generate(
-    model: Model,
-    run: RunOptions,
-    prompt: Annotated[str, typer.Option(metavar="TEXT|-", help="what to go on from, `-` for stdin")],
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="stop after this many tokens")] = 128,
-    temperature: Annotated[
-        float, typer.Option(metavar="T", min=0, help="1 samples as the model was trained, 0 takes the likeliest")
-    ] = 1.0,
-    top_p: Annotated[
-        float, typer.Option(metavar="P", min=0, max=1, help="draw from the likeliest tokens that hold this share")
-    ] = 1.0,
-) -> None:
+def generate(model: Model, options: GenerateOptions, run: RunOptions) -> None:
     """Let a model go on from a prompt. The text streams to stdout as it comes; the prompt is not repeated.
 
     Example: rewright generate out --prompt "Once upon a time" --max-new-tokens 100 --temperature 0.8
@@ -142,28 +148,27 @@ def generate(
     from rewright.passes.generate import generate as continued
 
     _talk(run)
-    asked = _prompt(prompt)
+    prompt = _prompt(options.prompt)
     began = time.monotonic()
     pieces: list[str] = []
     with _kernels(run):
         for piece in continued(
             model,
-            asked,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
+            prompt,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
             seed=run.seed,
-            device=run.device,
-            dtype=run.dtype,
-            threads=run.threads,
+            **_where(run),
         ):
             pieces.append(piece)
             if not run.json:
                 console.write(piece, end="")
+    text = "".join(pieces)
     if run.json:
         spent = round(time.monotonic() - began, 3)
-        console.write_json({"model": model, "prompt": asked, "text": "".join(pieces), "seconds": spent})
-    elif not "".join(pieces).endswith("\n"):
+        console.write_json({"model": model, "prompt": prompt, "text": text, "seconds": spent})
+    elif not text.endswith("\n"):
         console.write("")
 
 
@@ -176,12 +181,7 @@ def _prompt(word: str) -> str:
         raise InputError(f"the prompt on stdin is not UTF-8: byte {error.start}") from None
 
 
-def bench(
-    model: Model,
-    run: RunOptions,
-    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="tokens of the prompt")] = 128,
-    new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="tokens decoded after it")] = 64,
-) -> None:
+def bench(model: Model, options: BenchOptions, run: RunOptions) -> None:
     """Time a model: prefill and decoding in tokens a second, and the memory it takes.
 
     Example: rewright bench out --prompt-tokens 256 --new-tokens 64 --json
@@ -190,14 +190,7 @@ def bench(
 
     _talk(run)
     with _kernels(run):
-        found = timed(
-            model,
-            prompt_tokens=prompt_tokens,
-            new_tokens=new_tokens,
-            device=run.device,
-            dtype=run.dtype,
-            threads=run.threads,
-        )
+        found = timed(model, prompt_tokens=options.prompt_tokens, new_tokens=options.new_tokens, **_where(run))
     if run.json:
         console.write_json({"model": model, **found})
     else:
@@ -207,6 +200,7 @@ def bench(
 def register(app: typer.Typer) -> None:
     """Add the three commands."""
     shared = ("device", "dtype", "kernels", "threads", "json", "events", "quiet", "verbose")
-    for name, function in (("eval", evaluate), ("generate", generate)):
-        command(app, name, run=("seed", *shared), rich_help_panel="Measure")(function)
-    command(app, "bench", run=shared, rich_help_panel="Measure")(bench)
+    seeded, own, group = ("seed", *shared), "Options", "Measure"
+    command(app, "eval", run=seeded, options=EvalOptions, panel=own, rich_help_panel=group)(evaluate)
+    command(app, "generate", run=seeded, options=GenerateOptions, panel=own, rich_help_panel=group)(generate)
+    command(app, "bench", run=shared, options=BenchOptions, panel=own, rich_help_panel=group)(bench)

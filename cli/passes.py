@@ -100,11 +100,8 @@ def _page(spec: Spec) -> Iterator[str]:
 def _row(item: dict[str, Any]) -> tuple[str, str, str, str]:
     flag = item["flag"] if item["negative"] is None else f"{item['flag']}/{item['negative']}"
     kind = "|".join(str(choice) for choice in item["choices"]) or item["type"]
-    if item["required"]:
-        default = "required"
-    else:
-        default = "" if item["default"] in (None, []) else f"{item['default']}"
-    return flag, kind, default, item["help"]
+    default = "" if item["default"] in (None, []) else str(item["default"])
+    return flag, kind, "required" if item["required"] else default, item["help"]
 
 
 def register(app: typer.Typer) -> None:

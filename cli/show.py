@@ -81,11 +81,11 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _quantised(facts: Mapping[str, Any]) -> str:
-    kinds = [
-        f"{count} at {scheme['bits']} bits, {'groups of ' + str(scheme['group_size']) if scheme['group_size'] else 'one scale a row'}"
-        f"{'' if scheme['symmetric'] else ', asymmetric'}"
-        for scheme, count in ((item, item["matrices"]) for item in facts["schemes"])
-    ]
+    kinds = []
+    for scheme in facts["schemes"]:
+        scale = f"groups of {scheme['group_size']}" if scheme["group_size"] else "one scale a row"
+        zero = "" if scheme["symmetric"] else ", asymmetric"
+        kinds.append(f"{scheme['matrices']} at {scheme['bits']} bits, {scale}{zero}")
     return f"{facts['method']}: {'; '.join(kinds)}" if kinds else str(facts["method"])
 
 
@@ -98,8 +98,12 @@ def _kinds(kinds: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
 def _stages(stages: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     for number, stage in enumerate(stages, start=1):
         spent = duration(stage["seconds"]) if stage.get("seconds") is not None else "-"
-        options = ", ".join(f"{k} {v}" for k, v in (stage.get("options") or {}).items() if v not in (None, [], False))
-        yield f"  {number}", str(stage.get("pass")), spent, options
+        options = [f"{key} {_item(value)}" for key, value in (stage.get("options") or {}).items() if value]
+        yield f"  {number}", str(stage.get("pass")), spent, ", ".join(options)
+
+
+def _item(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else shown(value)
 
 
 def diff(

@@ -128,9 +128,6 @@ def test_kernels_is_no_package_of_its_own() -> None:
 
 
 def test_specs_load_nothing_heavy() -> None:
-    code = (
-        "import sys, rewright.passes.registry, rewright.passes.recipe\n"
-        f"print(*sorted(set(sys.modules) & {HEAVY!r}))"
-    )
+    code = f"import sys, rewright.passes.registry, rewright.passes.recipe\nprint(*sorted(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr, done.returncode) == ("", "", 0)

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+
 from rewright.cli import console, main
 from rewright.cli.signals import Signals
 from rewright.passes import registry
 from rewright.passes.spec import Opt, Spec
 from rewright.passes.values import Pattern
 
+ANYWHERE = Pattern()
 PROGRAM = (sys.executable, "-m", "rewright")
-_SWITCHES = ("NO_COLOR", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "COLUMNS", "REWRIGHT_NO_PROGRESS", "REWRIGHT_KERNELS")
+_SWITCHES = ("NO_COLOR", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "COLUMNS", "REWRIGHT_NO_PROGRESS")
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
@@ -51,7 +53,7 @@ class FakeOptions:
     share: Annotated[float | None, Opt("a number or nothing", min=0, max=1)] = None
     mode: Annotated[Literal["soft", "hard"], Opt("one of two words")] = "soft"
     level: Annotated[Literal[2, 4], Opt("one of two numbers")] = 4
-    pattern: Annotated[Pattern, Opt("a value with a text form", metavar="N:M")] = Pattern()
+    pattern: Annotated[Pattern, Opt("a value with a text form", metavar="N:M")] = ANYWHERE
     inputs: Annotated[tuple[Path, ...], Opt("files (repeatable)")] = ()
     even: Annotated[bool, Opt("a switch that is on", negative="odd")] = True
     loud: Annotated[bool, Opt("a switch that is off")] = False
@@ -120,9 +122,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
 
 
 @pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Ended]]:
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
     """Run a command line inside the test, without its signal handlers."""
     before = dict(os.environ)
     monkeypatch.setattr(Signals, "listen", lambda self: None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rewright.passes.context import RunOptions
 from rewright.passes.values import Pattern
 
@@ -29,7 +31,7 @@ def test_defaults(call: Any, pipeline: Any) -> None:
 
 
 def test_every_kind_of_option(call: Any, pipeline: Any) -> None:
-    words = "--size 3 --share 0.5 --mode hard --level 2 --pattern 2:4 --inputs a --inputs b --odd --loud".split()
+    words = shlex.split("--size 3 --share 0.5 --mode hard --level 2 --pattern 2:4 --inputs a --inputs b --odd --loud")
     assert call("fake", *words, "src", "dst").code == 0
     assert _options(pipeline) == FakeOptions(
         size=3,

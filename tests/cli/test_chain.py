@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from rewright.cli.chain import split, stage_of
 from rewright.passes import recipe, registry
 from rewright.passes.context import RunOptions
@@ -20,10 +22,10 @@ from .conftest import FAKE, FakeOptions
 
 
 def test_stages_are_split_at_plus(call: Any, pipeline: Any) -> None:
-    words = "--seed 3 src dst fake --size 1 + fake --inputs + --mode hard".split()
+    words = shlex.split("--seed 3 src dst fake --size 1 + fake --inputs + --mode hard")
     ended = call("chain", *words)
     assert ended.code == 2, "`--inputs` has no value: `+` ends the stage whatever stands before it"
-    words = "--seed 3 src dst fake --size 1 + fake --inputs=+ --mode hard".split()
+    words = shlex.split("--seed 3 src dst fake --size 1 + fake --inputs=+ --mode hard")
     assert call("chain", *words).code == 0
     (run,) = pipeline.runs
     assert run.options == RunOptions(seed=3)
@@ -38,7 +40,7 @@ def test_stages_are_split_at_plus(call: Any, pipeline: Any) -> None:
     [
         ("src dst fake --seed 3", "stage 1 (fake): no option `--seed`", "`--seed` is a run option: put it before SRC"),
         ("src dst fake + fake -q", "stage 2 (fake): no option `-q`", "`-q` is a run option: put it before SRC"),
-        ("src dst --json fake", "stage 1 starts with `--json`, which is no pass", "`--json` is a run option: put it before SRC"),
+        ("src dst -v fake", "stage 1 starts with `-v`, which is no pass", "`-v` is a run option: put it before SRC"),
         ("src dst --size fake", "stage 1 starts with `--size`, which is no pass", None),
         ("src dst fake + fakee", "stage 2: no pass `fakee`", "did you mean `fake`?"),
         ("src dst fake --sise 3", "stage 1 (fake): no option `--sise`", "did you mean `--size`?"),
@@ -51,7 +53,7 @@ def test_stages_are_split_at_plus(call: Any, pipeline: Any) -> None:
     ],
 )  # fmt: skip
 def test_refusals_name_stage_and_word(call: Any, pipeline: Any, words: str, message: str, hint: str | None) -> None:
-    ended = call("chain", *words.split())
+    ended = call("chain", *shlex.split(words))
     assert ended.code == 2
     assert ended.err == f"error: {message}\n" + (f"\nhint: {hint}\n" if hint else "")
     assert not pipeline.runs
@@ -67,7 +69,7 @@ def test_help_inside_a_stage(call: Any, pipeline: Any) -> None:
 
 
 def test_emitted_recipe_runs_the_same_stages(call: Any, pipeline: Any, tmp_path: Path) -> None:
-    stages = "fake --size 3 --pattern 1:2 + fake --odd --share 0.25".split()
+    stages = shlex.split("fake --size 3 --pattern 1:2 + fake --odd --share 0.25")
     emitted = call("chain", "--emit", "toml", "src", "dst", *stages)
     assert emitted.code == 0
     assert not pipeline.runs

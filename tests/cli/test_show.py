@@ -1,0 +1,229 @@
+"""`show`, `diff` and `verify`, on small checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rewright.passes.compare import compare
+from rewright.passes.summary import kind_of, summary
+
+MODEL = Path(__file__).parents[1] / "data" / "stories260K"
+
+
+def _checkpoint(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any] | None = None) -> Path:
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"} if config is None else config))
+    return folder
+
+
+def _llama(rows: int = 264) -> dict[str, torch.Tensor]:
+    layer = "model.layers.0."
+    return {
+        "model.embed_tokens.weight": torch.ones(rows, 32),
+        layer + "self_attn.q_proj.weight": torch.ones(32, 32),
+        layer + "self_attn.rotary_emb.inv_freq": torch.ones(16),
+        layer + "mlp.down_proj.weight": torch.ones(32, 64, dtype=torch.bfloat16),
+        layer + "input_layernorm.weight": torch.ones(32),
+        "model.norm.weight": torch.ones(32),
+        "mtp.fc.weight": torch.ones(4, 4, dtype=torch.bfloat16),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.embed_tokens.weight", "embedding"),
+        ("transformer.wpe.weight", "embedding"),
+        ("gpt_neox.embed_in.weight", "embedding"),
+        ("model.decoder.embed_positions.weight", "embedding"),
+        ("lm_head.weight", "head"),
+        ("embed_out.weight", "head"),
+        ("model.layers.3.self_attn.q_proj.weight_packed", "attention"),
+        ("model.layers.3.self_attn.q_norm.weight", "norm"),
+        ("transformer.h.0.attn.c_attn.weight", "attention"),
+        ("transformer.h.0.ln_1.bias", "norm"),
+        ("transformer.ln_f.weight", "norm"),
+        ("transformer.h.0.mlp.c_fc.weight", "mlp"),
+        ("gpt_neox.layers.0.attention.query_key_value.weight", "attention"),
+        ("gpt_neox.layers.0.post_attention_layernorm.weight", "norm"),
+        ("model.decoder.layers.0.fc1.weight", "mlp"),
+        ("model.decoder.layers.0.self_attn_layer_norm.weight", "norm"),
+        ("model.decoder.final_layer_norm.weight", "norm"),
+        ("model.layers.0.block_sparse_moe.experts.1.w1.weight", "mlp"),
+        ("model.layers.0.pre_feedforward_layernorm.weight", "norm"),
+        ("mtp.fc.weight", "mlp"),
+        ("score.weight", "other"),
+    ],
+)
+def test_kinds(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
+
+
+def test_summary_counts(tmp_path: Path) -> None:
+    found = summary(_checkpoint(tmp_path / "m", _llama(), {"model_type": "llama", "vocab_size": 256}))
+    assert found["tensors"] == 7
+    assert found["parameters"] == 264 * 32 + 32 * 32 + 16 + 32 * 64 + 32 + 32 + 16
+    assert found["tensor_bytes"] == 4 * (264 * 32 + 32 * 32 + 16 + 64) + 2 * (32 * 64 + 16)
+    assert found["kinds"]["embedding"] == {
+        "tensors": 1,
+        "parameters": 8448,
+        "bytes": 33792,
+        "bits_per_weight": 32.0,
+    }
+    assert found["unknown"] == ["model.layers.0.self_attn.rotary_emb.inv_freq", "mtp.fc.weight"]
+    assert found["embedding_rows"] == 264
+    assert found["tokenizer_rows"] is None
+    assert any("`vocab_size` 256" in warning for warning in found["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "rows"),
+    [
+        ({"model": {"vocab": {"a": 0, "b": 255}}}, 256),
+        ({"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 300, "content": "x"}]}, 301),
+        ({"model": {"vocab": [["a", 0.0], ["b", -1.0]]}}, 2),
+        ({}, None),
+    ],
+)
+def test_tokenizer_rows(tmp_path: Path, tokenizer: dict[str, Any], rows: int | None) -> None:
+    folder = _checkpoint(tmp_path / "m", _llama())
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    found = summary(folder)
+    assert (found["embedding_rows"], found["tokenizer_rows"]) == (264, rows)
+    assert any("the tokenizer has 301 tokens" in warning for warning in found["warnings"]) == (rows == 301)
+
+
+def test_a_broken_tokenizer_is_a_warning(tmp_path: Path) -> None:
+    folder = _checkpoint(tmp_path / "m", _llama())
+    (folder / "tokenizer.json").write_text("{")
+    assert summary(folder)["warnings"]
+
+
+def test_packed_weights_count_as_what_they_decode_to(tmp_path: Path) -> None:
+    module = "model.layers.0.mlp.down_proj"
+    tensors = {
+        "model.embed_tokens.weight": torch.zeros(8, 4),
+        f"{module}.weight_packed": torch.zeros(32, 6, dtype=torch.int32),
+        f"{module}.weight_scale": torch.zeros(32, 1, dtype=torch.bfloat16),
+        f"{module}.weight_shape": torch.tensor([32, 43]),
+    }
+    scheme = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 43}
+    config = {
+        "model_type": "llama",
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": scheme, "x": 1}},
+            "ignore": [],
+            "x": 1,
+        },
+    }
+    found = summary(_checkpoint(tmp_path / "m", tensors, config))
+    assert found["kinds"]["mlp"]["parameters"] == 32 * 43
+    assert found["kinds"]["mlp"]["bits_per_weight"] == pytest.approx(8 * (32 * 6 * 4 + 64 + 16) / (32 * 43))
+    assert found["quantization"]["schemes"] == [{"bits": 4, "group_size": 43, "symmetric": True, "matrices": 1}]
+    assert not found["unknown"]
+    config["quantization_config"] = {"quant_method": "fp8"}
+    other = summary(_checkpoint(tmp_path / "fp8", tensors, config))
+    assert other["quantization"]["method"] == "fp8"
+    assert any("fp8" in warning for warning in other["warnings"])
+
+
+def test_show(call: Any, tmp_path: Path) -> None:
+    folder = _checkpoint(tmp_path / "m", _llama())
+    shutil.copy(MODEL / "tokenizer.json", folder)
+    ended = call("show", str(folder))
+    assert ended.code == 0
+    assert "embedding 264 rows, tokenizer 512" in ended.out
+    assert "2 tensors that no family names" in ended.out
+    assert "warning: the tokenizer has 512 tokens, the embedding only 264 rows" in ended.err
+    assert json.loads(call("show", str(folder), "--json").out)["embedding_rows"] == 264
+    lone = call("show", str(folder / "model.safetensors"))
+    assert lone.code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(("show", "nothing"), 3), (("show", str(MODEL), "--as", "toml"), 3), (("show", str(MODEL), "--as", "x"), 2)],
+)
+def test_show_refuses(call: Any, words: tuple[str, ...], code: int) -> None:
+    ended = call(*words)
+    assert (ended.code, ended.out) == (code, "")
+
+
+def test_diff_of_equals(call: Any, tmp_path: Path) -> None:
+    one = _checkpoint(tmp_path / "a", _llama())
+    shutil.copytree(one, tmp_path / "b")
+    ended = call("diff", str(one), str(tmp_path / "b"))
+    assert (ended.code, ended.out) == (0, "equal\n")
+    found = compare(one, tmp_path / "b")
+    assert found["equal"]
+    assert found["tensors"]["equal"] == 7
+
+
+def test_diff_finds_everything(call: Any, tmp_path: Path) -> None:
+    a, b = _llama(), _llama()
+    del a["model.norm.weight"]
+    del b["mtp.fc.weight"]
+    b["model.embed_tokens.weight"][5, 5] = 1.5
+    b["model.layers.0.input_layernorm.weight"] = torch.ones(33)
+    b["model.layers.0.mlp.down_proj.weight"] = torch.ones(32, 64)
+    one = _checkpoint(tmp_path / "a", a, {"model_type": "llama", "x": {"y": 1, "z": None}, "same": [1]})
+    other = _checkpoint(tmp_path / "b", b, {"model_type": "llama", "x": {"y": 1.0}, "same": [1]})
+    (one / "extra").write_text("1")
+    (one / "both").write_text("1")
+    (other / "both").write_text("2")
+    found = json.loads(call("diff", str(one), str(other), "--json").out)
+    assert not found["equal"]
+    assert found["config"] == {"x.y": {"a": 1, "b": 1.0}, "x.z": {"a": None}}
+    assert found["tensors"]["only_a"] == ["mtp.fc.weight"]
+    assert found["tensors"]["only_b"] == ["model.norm.weight"]
+    assert found["sidecars"] == {"both": "differs", "extra": "only in A"}
+    changed = {item.pop("name"): item for item in found["tensors"]["changed"]}
+    assert changed["model.embed_tokens.weight"]["max_difference"] == 0.5
+    assert changed["model.embed_tokens.weight"]["relative_difference"] == pytest.approx(0.5 / (264 * 32) ** 0.5)
+    assert changed["model.layers.0.input_layernorm.weight"] == {
+        "a": "F32 [32]",
+        "b": "F32 [33]",
+        "max_difference": None,
+        "relative_difference": None,
+    }
+    assert changed["model.layers.0.mlp.down_proj.weight"]["max_difference"] == 0
+    told = call("diff", str(one), str(other)).out
+    for text in ("config x.z: null -> absent", "tensor mtp.fc.weight: only in A", "file both: differs", "0.5"):
+        assert text in told
+
+
+def test_diff_of_what_no_number_fits(tmp_path: Path) -> None:
+    one = _checkpoint(
+        tmp_path / "a", {"x": torch.tensor([1.0, float("nan")]), "y": torch.zeros(0, 4), "z": torch.tensor(1)}
+    )
+    other = _checkpoint(tmp_path / "b", {"x": torch.tensor([1.0, 2.0]), "y": torch.zeros(0, 4), "z": torch.tensor(3)})
+    changed = {item["name"]: item for item in compare(one, other)["tensors"]["changed"]}
+    assert changed.keys() == {"x", "z"}
+    assert changed["x"]["max_difference"] != changed["x"]["max_difference"]
+    assert (changed["z"]["max_difference"], changed["z"]["relative_difference"]) == (2.0, 2.0)
+
+
+def test_verify(call: Any, tmp_path: Path) -> None:
+    folder = _checkpoint(tmp_path / "m", _llama())
+    ended = call("verify", str(folder))
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("sound: 2 files, 7 tensors")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    broken = call("verify", str(folder))
+    assert broken.code == 3
+    assert "is not sound" in broken.err
+    assert "model.safetensors" in broken.out
+    report = json.loads(call("verify", str(folder), "--json").out)
+    assert (report["ok"], len(report["problems"])) == (False, len(broken.out.splitlines()))

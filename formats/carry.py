@@ -10,7 +10,8 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError
 from rewright.formats.files import SCRATCH, copy_file, remove_tree, storage, storage_error
 from rewright.formats.shards import INDEX, SINGLE
-from rewright.formats.strict import regular_size
+from rewright.formats.sidecars import matters
+from rewright.formats.strict import refuse_pointer, regular_size
 
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}
 
@@ -21,6 +22,8 @@ def carry_sidecars(src: Checkpoint, target: Path) -> list[str]:
     by_fold: dict[str, str] = {}
     for relative, file in sidecars:
         regular_size(file)
+        if matters(relative):
+            refuse_pointer(file)
         twin = by_fold.setdefault(relative.casefold(), relative)
         if twin != relative and not tells_case(target):
             raise FormatError(

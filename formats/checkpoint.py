@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewright.formats.dtypes import to_torch
-from rewright.formats.errors import FormatError
+from rewright.formats.errors import FormatError, StorageError
 from rewright.formats.files import CHUNK, read_into
 from rewright.formats.provenance import read_stamp
 from rewright.formats.shards import INDEX, SINGLE, WeightFiles, find_weights
@@ -150,7 +150,10 @@ def _entries(weights: WeightFiles) -> dict[str, Entry]:
 
 
 def load(entry: Entry, shape: tuple[int, ...], offset: int, nbytes: int) -> torch.Tensor:
-    """A tensor of `shape` from `nbytes` bytes at `offset` of the entry's file. Raises FormatError."""
+    """A tensor of `shape` from `nbytes` bytes at `offset` of the entry's file.
+
+    Raises FormatError: a dtype or shape torch lacks, a file that changed; StorageError when memory is short.
+    """
     import torch
 
     dtype = to_torch(entry.dtype)
@@ -161,7 +164,10 @@ def load(entry: Entry, shape: tuple[int, ...], offset: int, nbytes: int) -> torc
             return torch.empty(shape, dtype=dtype)
         except RuntimeError:
             raise FormatError(f"tensor `{printable(entry.name)}` has a shape torch cannot make") from None
-    raw = torch.empty(nbytes, dtype=torch.uint8)
+    try:
+        raw = torch.empty(nbytes, dtype=torch.uint8)
+    except RuntimeError:
+        raise StorageError(f"tensor `{printable(entry.name)}` needs {nbytes} bytes of memory") from None
     fd = _open(entry.file)
     try:
         _fill(fd, raw.numpy().data, entry, offset)

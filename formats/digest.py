@@ -12,10 +12,10 @@ from typing import Any
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError
 from rewright.formats.shards import INDEX
+from rewright.formats.sidecars import matters
+from rewright.formats.strict import refuse_pointer
 
 _PIECE = 4 * 2**20
-# Sidecars that change what a model computes or how text becomes tokens; a README does not.
-_MATTERS = (".json", ".jsonl", ".model", ".txt", ".jinja", ".tiktoken", ".spm", ".vocab", ".py", ".safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ def source_digest(
         if (before.get("size"), before.get("mtime_ns")) == (info.st_size, info.st_mtime_ns):
             sha256 = str(before["sha256"])
         else:
+            refuse_pointer(path)
             sha256 = sha256_file(path, on_bytes)
         files[relative] = {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "sha256": sha256}
     total = hashlib.sha256()
@@ -72,6 +73,6 @@ def _parts(ckpt: Checkpoint) -> list[tuple[str, Path]]:
     if ckpt.index is not None:
         parts.append((INDEX, ckpt.index))
     for relative, file in ckpt.sidecars():
-        if relative.endswith(_MATTERS) or relative.startswith("attachments/"):
+        if matters(relative):
             parts.append((relative, file))
     return parts

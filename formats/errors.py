@@ -20,7 +20,7 @@ class FormatError(Refusal):
 
 
 class StorageError(Refusal):
-    """A disk that is full or a place that may not be written."""
+    """A disk that is full, a place that may not be written, memory that is short."""
 
 
 class ConflictError(Refusal):

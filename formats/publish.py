@@ -33,20 +33,26 @@ def check_apart(src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> Non
 
     Compares what names resolve to, and device and inode, so that links and bind mounts do not hide it.
     """
-    target = _place(dst)
     sources = [Path(os.path.realpath(src))]
     if sources[0].is_file():
         # A bare file beside a config is read with its folder, wherever a link says that is.
         beside = (Path(os.path.realpath(Path(src).parent)), sources[0].parent)
         sources += [folder for folder in beside if (folder / "config.json").exists()]
-    for source in sources:
-        if _same(source, target):
-            raise OverlapError(f"source and destination are the same, `{dst}`", hint=_ELSEWHERE)
-        if any(_same(source, above) for above in target.parents):
-            raise OverlapError(f"the destination `{dst}` is inside the source `{src}`", hint=_ELSEWHERE)
-        if any(_same(target, above) for above in source.parents):
-            raise OverlapError(f"the source `{src}` is inside the destination `{dst}`", hint=_ELSEWHERE)
-    _check_links(sources[-1], target)
+    place = _place(dst)
+    # What stands at the draft's name is partial work to this run, and may be deleted.
+    for target in (place, partial_path(dst), aside_path(place)):
+        for source in sources:
+            _check_pair(source, target, src, dst)
+        _check_links(sources[-1], target)
+
+
+def _check_pair(source: Path, target: Path, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
+    if _same(source, target):
+        raise OverlapError(f"source and destination are the same, `{target}`", hint=_ELSEWHERE)
+    if any(_same(source, above) for above in target.parents):
+        raise OverlapError(f"the destination `{dst}` is inside the source `{src}`", hint=_ELSEWHERE)
+    if any(_same(target, above) for above in source.parents):
+        raise OverlapError(f"the source `{src}` is inside the destination `{target}`", hint=_ELSEWHERE)
 
 
 def _check_links(source: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rewright.formats.errors import FormatError
 from rewright.formats.shards import OTHERS, PICKLES
+from rewright.formats.strict import printable
 
 # Version control, download caches and byte code are no part of a model.
 _SKIPPED = {".git", ".cache", ".huggingface", "__pycache__"}
@@ -18,6 +19,8 @@ _OTHER_SET = re.compile(
     r"|[^/]*\.(bin|safetensors|h5|msgpack|pth?)\.index(\.[^/.]+)?\.json)$"
 )
 _WEIGHT_SUFFIXES = (*PICKLES, *OTHERS, ".onnx_data", ".mlmodel", ".mlpackage", ".distcp")
+# What changes what a model computes or how text becomes tokens; a README does not.
+_MATTERS = (".json", ".jsonl", ".model", ".txt", ".jinja", ".tiktoken", ".spm", ".vocab", ".py", ".safetensors")
 # Ours: a result has its own stamp and reports, never its source's.
 _OURS = re.compile(r"^(rewright\.json$|reports/)")
 
@@ -41,6 +44,7 @@ def sort_files(root: Path, weights: Collection[Path]) -> tuple[list[tuple[str, P
                 stay.append(f"{relative}/")
         for name in files:
             relative, file = f"{inside}{name}", Path(folder, name)
+            _check_name(relative, root)
             if os.path.normpath(file) in used or _OURS.match(relative):
                 continue
             if _is_other_weights(relative) or name in _SKIPPED or not (file.is_file() or file.is_symlink()):
@@ -48,6 +52,18 @@ def sort_files(root: Path, weights: Collection[Path]) -> tuple[list[tuple[str, P
             else:
                 travel.append((relative, file))
     return sorted(travel), sorted(stay)
+
+
+def matters(relative: str) -> bool:
+    """Whether a sidecar is part of the model's meaning: configurations, tokenizers, templates, code, attachments."""
+    return relative.endswith(_MATTERS) or relative.startswith("attachments/")
+
+
+def _check_name(relative: str, root: Path) -> None:
+    try:
+        relative.encode("utf-8")
+    except UnicodeEncodeError:
+        raise FormatError(f"`{root}` holds a file whose name is not UTF-8, {printable(repr(relative))}") from None
 
 
 def _refuse(error: OSError) -> None:

@@ -86,6 +86,17 @@ def regular_size(path: Path) -> int:
     return info.st_size
 
 
+def refuse_pointer(path: Path) -> None:
+    """Refuse (FormatError) a Git LFS pointer; any other content, and what cannot be read, passes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(1024)
+    except OSError:
+        return
+    if data.startswith(LFS_PREFIX):
+        raise pointer_error(path, data)
+
+
 def pointer_error(path: Path, data: bytes) -> FormatError:
     """The refusal of a Git LFS pointer, naming the size it stands for."""
     found = re.search(rb"^size (\d{1,20})\s*$", data[:1024], re.MULTILINE)

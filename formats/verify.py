@@ -14,7 +14,7 @@ from rewright.formats.errors import FormatError
 from rewright.formats.header import read_header
 from rewright.formats.provenance import STAMP
 from rewright.formats.shards import INDEX, PICKLES, SINGLE
-from rewright.formats.strict import LFS_PREFIX, pointer_error, read_json, regular_size
+from rewright.formats.strict import read_json, refuse_pointer, regular_size
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ def _check_file(path: Path, report: Report) -> None:
 
 
 def _check_content(path: Path, report: Report) -> None:
-    size = regular_size(path)
+    regular_size(path)
     if path.suffix == ".safetensors":
         header = read_header(path)
         report.tensors += len(header.tensors)
@@ -93,11 +93,7 @@ def _check_content(path: Path, report: Report) -> None:
         read_json(path)
     elif path.suffix in PICKLES:
         report.warnings.append(f"`{path}` may be a pickle and was not looked into")
-    if size < 1024:
-        with path.open("rb") as file:
-            data = file.read(1024)
-        if data.startswith(LFS_PREFIX):
-            raise pointer_error(path, data)
+    refuse_pointer(path)
 
 
 def _check_checkpoint(path: Path, report: Report, on_bytes: Callable[[int], object] | None) -> None:

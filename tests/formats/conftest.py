@@ -36,7 +36,7 @@ def sharded(tmp_path: Path) -> Path:
         "model-00001-of-00002.safetensors": {"a.weight": torch.ones(2, 3), "b.weight": torch.zeros(2)},
         "model-00002-of-00002.safetensors": {"c.weight": torch.full((3,), 7.0)},
     }
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for file, part in parts.items():
         safetensors.torch.save_file(part, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)

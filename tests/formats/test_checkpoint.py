@@ -11,7 +11,7 @@ import torch
 from tests.formats.samples import raw, snapshot, tensors
 
 from rewright.formats.checkpoint import Checkpoint
-from rewright.formats.errors import FormatError
+from rewright.formats.errors import FormatError, StorageError
 
 
 def test_values_are_the_librarys(model: Path) -> None:
@@ -77,6 +77,15 @@ def test_impossible_empty_shape(tmp_path: Path) -> None:
     path.write_bytes(raw({"w": {"dtype": "U8", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}))
     with pytest.raises(FormatError, match="a shape torch cannot make"):
         Checkpoint.open(path).read("w")
+
+
+def test_memory_that_is_short(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't allocate memory: you tried to allocate 64 bytes")
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(StorageError, match=r"`model\.embed_tokens\.weight` needs 64 bytes of memory"):
+        Checkpoint.open(model).read("model.embed_tokens.weight")
 
 
 def test_file_that_shrinks_meanwhile(model: Path) -> None:

@@ -14,6 +14,7 @@ from rewright.formats.compressed_tensors import Quantization, Scheme, packed_spe
 from rewright.formats.draft import Draft, TensorSpec
 from rewright.formats.dtypes import to_torch
 from rewright.formats.errors import FormatError
+from rewright.formats.foreign import refuse_scaled
 
 W4 = Scheme(4, 32)
 MODULES = [f"model.layers.{at}.mlp.{part}" for at in range(2) for part in ("up_proj", "gate_proj", "down_proj")]
@@ -21,7 +22,7 @@ MODULES = [f"model.layers.{at}.mlp.{part}" for at in range(2) for part in ("up_p
 
 def config(**changes: Any) -> dict[str, Any]:
     weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
-    raw = {
+    raw: dict[str, Any] = {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
@@ -220,6 +221,29 @@ def test_foreign_formats_say_what_to_do(changed: dict[str, Any], words: str) -> 
 def test_broken_configs(raw: dict[str, Any]) -> None:
     with pytest.raises(FormatError):
         parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a.weight", "a.weight_scale_inv"], "fp8"),
+        (["a.weight", "a.weight_scale"], "scale of its own"),
+        (["a.qweight", "a.qzeros", "a.scales"], "GPTQ or AWQ"),
+        (["a.weight", "a.weight.absmax", "a.weight.quant_map"], "bitsandbytes"),
+        (["mlp.experts.down_proj_blocks", "mlp.experts.down_proj_scales"], "mxfp4"),
+        (["a.weight_packed", "a.weight_scale", "a.weight_shape"], "pack-quantized"),
+    ],
+)
+def test_no_value_without_its_scale(names: list[str], words: str) -> None:
+    with pytest.raises(FormatError, match=f"tensor `{names[0]}` is quantised") as caught:
+        refuse_scaled(names)
+    assert words in str(caught.value)
+    assert caught.value.hint
+
+
+def test_plain_tensors_are_plain(root: Path) -> None:
+    refuse_scaled(Checkpoint.open(root / "tests/data/stories260K").entries)
+    refuse_scaled(["a.weight", "b.weight_scale", "logit_scale", "layer_scale.weight"])
 
 
 def test_broken_pattern() -> None:

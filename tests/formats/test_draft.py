@@ -15,7 +15,7 @@ from tests.formats.samples import CONFIG, snapshot, tensors
 
 from rewright.formats import carry
 from rewright.formats.checkpoint import Checkpoint
-from rewright.formats.digest import sha256_file
+from rewright.formats.digest import sha256_file, source_digest
 from rewright.formats.draft import WRITTEN, Draft, TensorSpec
 from rewright.formats.errors import ConflictError, FormatError
 from rewright.formats.provenance import read_stamp
@@ -210,6 +210,27 @@ def test_sidecars_byte_for_byte(tmp_path: Path, model: Path) -> None:
     assert (tmp_path / "out/generation_config.json").read_bytes() == odd
     assert (tmp_path / "out/deep/er/file.bin.txt").read_bytes() == odd
     assert not (tmp_path / "out/rewright.json").exists()
+
+
+def test_pointers_do_not_pass_for_tokenizers(tmp_path: Path, model: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1234\n"
+    (model / "picture.png").write_text(pointer)
+    Draft(tmp_path / "out").carry(Checkpoint.open(model))
+    assert (tmp_path / "out/picture.png").read_text() == pointer
+    (model / "tokenizer.json").write_text(pointer)
+    for refused in (
+        lambda: Draft(tmp_path / "out").carry(Checkpoint.open(model)),
+        lambda: source_digest(Checkpoint.open(model)),
+    ):
+        with pytest.raises(FormatError, match=r"tokenizer\.json` is a Git LFS pointer: the 1234 bytes"):
+            refused()
+
+
+def test_names_that_are_not_text(tmp_path: Path, model: Path) -> None:
+    with open(os.fsencode(model) + b"/\xff.txt", "wb"):
+        pass
+    with pytest.raises(FormatError, match="not UTF-8"):
+        Checkpoint.open(model).sidecars()
 
 
 def test_results_hold_regular_files(tmp_path: Path, model: Path) -> None:

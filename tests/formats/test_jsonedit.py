@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewright.formats.errors import FormatError
@@ -22,6 +22,7 @@ CLEAN = VALUES.filter(lambda value: not any("\ud800" <= c <= "\udfff" for c in j
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(KEYS, CLEAN, max_size=5),
     st.dictionaries(KEYS, CLEAN, max_size=4),

@@ -221,6 +221,13 @@ def test_source_made_of_links_into_the_destination(model: Path, tmp_path: Path) 
         check_apart(tmp_path / "links", model)
 
 
+@pytest.mark.parametrize("name", ["out.partial", ".out.aside"])
+def test_source_at_the_place_of_partial_work(name: str, model: Path, tmp_path: Path) -> None:
+    model.rename(tmp_path / name)
+    with pytest.raises(OverlapError, match=name):
+        check_apart(tmp_path / name, tmp_path / "out")
+
+
 def test_what_is_apart(model: Path, tmp_path: Path) -> None:
     (model / "config.json").rename(tmp_path / "kept")
     check_apart(model, tmp_path / "model2")

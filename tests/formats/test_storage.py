@@ -6,6 +6,8 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft, TensorSpec
 from rewright.formats.errors import StorageError
 from rewright.formats.files import copy_file
-from rewright.formats.publish import ensure_room, partial_path, publish
+from rewright.formats.publish import ensure_room, lock, partial_path, publish
 from rewright.formats.verify import verify
 
 SMALL = [TensorSpec("a", "U8", (300_000,))]
@@ -36,7 +38,7 @@ def sealed(path: Path, layout: list[TensorSpec], value: int) -> Draft:
 def test_full_disk_says_so_and_leaves_the_old_output(shards: int, small_disk: Path) -> None:
     publish(sealed(small_disk / "out.partial", SMALL, 1).path, small_disk / "out", replace=False)
     draft = Draft(partial_path(small_disk / "out"))
-    with pytest.raises(StorageError, match=r"needs 12\d{5} bytes and its disk has \d{6} free") as caught:
+    with pytest.raises(StorageError, match=r"needs 12\d{5} bytes and its disk has \d+ free") as caught:
         draft.declare(LARGE, max_shard_bytes=10**6 // shards)
     assert caught.value.hint
     assert list(draft.path.glob("*.safetensors")) == []
@@ -96,6 +98,38 @@ def test_room_is_checked_first(small_disk: Path) -> None:
         ensure_room(small_disk / "out", 2**40)
 
 
+@pytest.fixture
+def not_root() -> Iterator[Path]:
+    """A world-readable folder, and a user whom modes stop."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "parent").mkdir()
+        (folder / "parent").chmod(0o555)
+        folder.chmod(0o755)
+        before = os.geteuid()
+        if before == 0:
+            os.seteuid(65534)
+        try:
+            yield folder / "parent"
+        finally:
+            os.seteuid(before)
+            (folder / "parent").chmod(0o755)
+
+
+def test_parent_that_may_not_be_written(not_root: Path) -> None:
+    for attempt in (
+        lambda: lock(not_root / "out").__enter__(),
+        lambda: Draft(not_root / "out.partial"),
+        lambda: publish(not_root, not_root / "out", replace=False),
+    ):
+        with pytest.raises(StorageError, match="permission denied"):
+            attempt()
+    with pytest.raises(StorageError, match="permission denied") as caught, lock(not_root / "out"):
+        pass
+    assert caught.value.hint == "choose a place that you may write to"
+    assert os.listdir(not_root) == []
+
+
 @pytest.mark.slow
 def test_copying_two_gibibytes_takes_little_memory(tmp_path: Path) -> None:
     """2 GiB in three tensors, one of them 1.5 GiB, sparse on disk; the growth of the peak is asked of the system."""
@@ -127,7 +161,7 @@ def test_copying_two_gibibytes_takes_little_memory(tmp_path: Path) -> None:
         "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
         "print(ckpt.total_bytes, tail.decode(), grown * 1024)\n"
     )
-    words = [sys.executable, script, tmp_path / "src", tmp_path / "dst"]
+    words: list[str | Path] = [sys.executable, script, tmp_path / "src", tmp_path / "dst"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     total, tail, grown = done.stdout.split()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -181,8 +180,3 @@ def register(app: typer.Typer) -> None:
     verbatim = {"allow_interspersed_args": False}
     command(app, "chain", run=None, context_settings=verbatim, rich_help_panel=panel)(chain)
     command(app, "run", run=None, rich_help_panel=panel)(run_recipe)
-
-
-def resume_line(words: Sequence[str]) -> str:
-    """The command that goes on where this one stopped: the same command."""
-    return shlex.join(["rewright", *words])

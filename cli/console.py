@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rewright.cli import environment
 from rewright.cli.progress import Bars, Drawing, Lines, Nothing, opened
+from rewright.passes.errors import ResourceError
 
 if TYPE_CHECKING:
     from rewright.passes.context import Progress
@@ -34,11 +35,15 @@ class Console:
         self._drawing = self._choose()
 
     def configure(self, *, quiet: bool = False, verbose: int = 0, events: Path | None = None) -> None:
-        """Take the level and the events file from a command's own options. OSError when it cannot be written."""
+        """Take the level and the events file from a command's own options. Raises ResourceError."""
         self.level = QUIET if quiet else min(verbose, EVERYTHING)
         self._drawing = self._choose()
         if events is not None:
-            self._events = events.open("w", encoding="utf-8", buffering=1)
+            try:
+                self._events = events.open("w", encoding="utf-8", buffering=1)
+            except OSError as error:
+                told = (error.strerror or str(error)).lower()
+                raise ResourceError(f"cannot write events to `{events}`: {told}") from None
 
     def close(self) -> None:
         """Close the events file."""

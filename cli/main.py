@@ -1,63 +1,18 @@
-"""The root command and the boundary around it: every way a command can end, and its exit code."""
+"""The entry point, and the boundary around every command: each way one can end, and its exit code.
+
+What takes time to import is imported inside the boundary, so that a Ctrl-C finds it in place from the start.
+"""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-import tempfile
-import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
 
-import typer
-
-from rewright.cli import chain, console, env, environment, exits, measure, passes, show, usage
+from rewright.cli import console, environment, exits
 from rewright.cli.signals import Signals
-from rewright.passes.registry import SPECS
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        console.write(f"rewright {env.version_of('rewright') or 'unknown'}")
-        raise typer.Exit
-
-
-def build() -> typer.Typer:
-    """The root app with every command."""
-    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-
-    @app.callback()
-    def root(
-        version: Annotated[
-            bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
-        ] = False,
-    ) -> None:
-        """Passes over model checkpoints: each reads a safetensors checkpoint and writes one.
-
-        Stdout carries data, stderr talk, and the exit code the verdict.
-
-        Example: rewright compress model out --bits 4 --calibration-text text.txt
-        """
-
-    for module in (chain, show, measure, passes, env):
-        module.register(app)
-    return app
-
-
-def run(words: Sequence[str], signals: Signals) -> int:
-    """Parse and carry out one command line; returns the exit code. Raises whatever went wrong."""
-    app = build()
-    known = [command.name for command in app.registered_commands if command.name]
-    parsed = usage.parse(app, words or ["--help"], prog="rewright", known=known)
-    if callable(parsed):
-        signals.listen()
-        talk = console.current()
-        signals.screen = talk.live
-        parsed()
-        return exits.DONE
-    return parsed if isinstance(parsed, int) and words else exits.USAGE
 
 
 def _settle_streams() -> None:
@@ -77,6 +32,11 @@ def _settle_streams() -> None:
 
 def _log(error: BaseException, words: Sequence[str]) -> str | None:
     """Write a bug's traceback to a file of its own; its path, or None where no file can be written."""
+    import tempfile
+    import traceback
+
+    from rewright.cli import env
+
     text = "".join(traceback.format_exception(error))
     try:
         with tempfile.NamedTemporaryFile(
@@ -91,19 +51,24 @@ def _log(error: BaseException, words: Sequence[str]) -> str | None:
         return None
 
 
+def _interrupted(code: int, words: Sequence[str]) -> int:
+    """Say that a signal ended the command, and how to go on where there is partial work."""
+    from rewright.passes.registry import SPECS
+
+    ended = "terminated" if code == exits.TERMINATED else "interrupted"
+    if words and (words[0] in SPECS or words[0] in ("chain", "run")):
+        again = shlex.join(["rewright", *words])
+        console.current().error(f"{ended}; partial work is kept", hint=f"the same command goes on from it: `{again}`")
+    else:
+        console.current().error(ended)
+    return code
+
+
 def _end(error: BaseException, words: Sequence[str], signals: Signals) -> int:
     """Say how a command ended, and give its exit code."""
-    talk = console.current()
     # An interrupt can surface as another error: a C extension under import, say, turns it into its own.
-    interrupted = signals.first or (exits.INTERRUPTED if isinstance(error, KeyboardInterrupt | typer.Abort) else None)
-    if interrupted is not None:
-        ended = "terminated" if interrupted == exits.TERMINATED else "interrupted"
-        if words and (words[0] in SPECS or words[0] in ("chain", "run")):
-            again = chain.resume_line(words)
-            talk.error(f"{ended}; partial work is kept", hint=f"the same command goes on from it: `{again}`")
-        else:
-            talk.error(ended)
-        return interrupted
+    if signals.first is not None or isinstance(error, KeyboardInterrupt):
+        return _interrupted(signals.first or exits.INTERRUPTED, words)
     if isinstance(error, SystemExit):
         if isinstance(error.__context__, BrokenPipeError):  # Rich turns a closed stdout into exit 1
             return exits.CLOSED
@@ -111,9 +76,11 @@ def _end(error: BaseException, words: Sequence[str], signals: Signals) -> int:
     verdict = exits.judge(error)
     if verdict.code == exits.CLOSED:
         return verdict.code
+    talk, hint = console.current(), verdict.hint
     if talk.level >= console.EVERYTHING:
+        import traceback
+
         traceback.print_exception(error)
-    hint = verdict.hint
     if verdict.code == exits.BUG:
         log = _log(error, words)
         hint = f"the traceback is in {log}; report it with what `rewright env` prints" if log else None
@@ -122,26 +89,38 @@ def _end(error: BaseException, words: Sequence[str], signals: Signals) -> int:
 
 
 def _flush(code: int) -> int:
-    """Send what stdout still holds. A reader that left is exit 141, in silence."""
+    """Send what stdout still holds. A reader that left is exit 141, in silence; a full disk is said."""
     try:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at exit
-        return exits.judge(error).code if code == exits.DONE else code
+        if code == exits.DONE:
+            return _end(error, (), Signals())
     return code
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """The entry point of `rewright`: runs one command line and exits."""
     words = sys.argv[1:] if words is None else words
-    _settle_streams()
-    environment.settle(sys.stdout)
-    warnings.simplefilter("ignore")  # the libraries' own, meant for their callers
     signals = Signals()
     try:
-        code = run(words, signals)
+        signals.listen()
+        _settle_streams()
+        environment.settle(sys.stdout)
+        warnings.simplefilter("ignore")  # the libraries' own, meant for their callers
+        from rewright.cli import root
+
+        code = root.run(words)
     except BaseException as error:
-        code = _end(error, words, signals)
+        try:
+            code = _end(error, words, signals)
+        except BrokenPipeError:  # nobody reads stderr either
+            code = exits.CLOSED
     code = _flush(code)
     console.current().close()
+    if signals.first is not None:
+        # The interpreter's own shutdown takes a while and hands signals back to the system: a second Ctrl-C then
+        # would end this as killed, not as interrupted.
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

@@ -128,6 +128,7 @@ def _stored(path: Path) -> dict[str, Any]:
     return {
         "bytes": found["file_bytes"],
         "bits_per_weight": found["bits_per_weight"],
+        "layer_bits_per_weight": found["layer_bits_per_weight"],
         "seconds_to_make": round(sum(made), 3) if made else None,
     }
 

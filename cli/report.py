@@ -22,6 +22,7 @@ def eval_rows(scores: Mapping[str, Any], model: Path, other: Path | None) -> Ite
     both = [scores.get("other") or {}, scores] if other is not None else [scores]
     yield "size on disk", *(size(item["bytes"]) for item in stored)
     yield "bits a weight", *(show(item["bits_per_weight"]) for item in stored)
+    yield "in the layers", *(show(item["layer_bits_per_weight"]) for item in stored)
     if any(item["seconds_to_make"] is not None for item in stored):
         yield "made in", *(_seconds(item["seconds_to_make"]) for item in stored)
     for key in ("perplexity", "bits_per_byte"):

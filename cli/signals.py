@@ -11,7 +11,7 @@ import signal
 import threading
 from types import FrameType
 
-from rewright.cli import exits
+from rewright.cli import console, exits
 
 _CODES = {signal.SIGINT: exits.INTERRUPTED, signal.SIGTERM: exits.TERMINATED}
 
@@ -21,7 +21,6 @@ class Signals:
 
     def __init__(self) -> None:
         self.first: int | None = None
-        self.screen = False
 
     def listen(self) -> None:
         """Install the handlers; the main thread calls it once. What was ignored (`nohup`, `&`) stays ignored."""
@@ -49,6 +48,6 @@ class Signals:
 
     def _leave(self, code: int) -> None:
         """End without any Python clean-up: what is on disk is fit for a kill at any moment."""
-        if self.screen:
+        if console.current().live:
             os.write(2, b"\x1b[?25h\n")  # a live bar hides the cursor
         os._exit(code)

@@ -46,14 +46,15 @@ def stamp_of(path: Path) -> dict[str, Any] | None:
 def summary(path: Path) -> dict[str, Any]:
     """Files, tensors, bytes, parameters and bits a weight by kind, vocabulary, quantisation, stages, warnings.
 
-    `bits_per_weight` is all stored bits of a kind over its weights as a model sees them, scales included. Raises
-    FormatError for a checkpoint whose headers cannot be read.
+    `bits_per_weight` is all stored bits of a kind over its weights as a model sees them, scales included;
+    `layer_bits_per_weight` the same over attention and mlp. Raises FormatError for headers that cannot be read.
     """
     source = Checkpoint.open(path)
     warnings = list(source.warnings)
     config = source.config or {}
     kinds = _count(source)
     parameters = sum(counts["parameters"] for counts in kinds.values())
+    layers = [kinds[kind] for kind in ("attention", "mlp") if kind in kinds]
     embedding, tokenizer = _embedding_rows(source), _tokenizer_rows(source.root, warnings)
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     stated = text.get("vocab_size") if isinstance(text, dict) else None
@@ -70,6 +71,7 @@ def summary(path: Path) -> dict[str, Any]:
         "tensor_bytes": source.total_bytes,
         "parameters": parameters,
         "bits_per_weight": _bits(source.total_bytes, parameters),
+        "layer_bits_per_weight": _bits(sum(c["bytes"] for c in layers), sum(c["parameters"] for c in layers)),
         "dtypes": dict(Counter(entry.dtype for entry in source.entries.values())),
         "kinds": kinds,
         "embedding_rows": embedding,

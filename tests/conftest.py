@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 
 # Set before any library is imported, by tests or by the processes they start.
-os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # threads that wait must not spin: on a shared machine that multiplies every time by five
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -30,28 +36,15 @@ def _seeds() -> None:
         torch.manual_seed(0)
 
 
-def _poisoned(make: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.empty` and its kin, filled with what a computation cannot take for a value by chance."""
-
-    def empty(*args: Any, **kwargs: Any) -> Any:
-        made = make(*args, **kwargs)
-        if made.device.type == "meta" or made.layout is not sys.modules["torch"].strided:
-            return made
-        # The smallest floats know no NaN, or no fill.
-        if made.is_complex() or (made.is_floating_point() and made.element_size() > 1):
-            return made.detach().fill_(float("nan")).requires_grad_(made.requires_grad)
-        return made
-
-    return empty
-
-
 @pytest.fixture(autouse=True)
-def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that is read before it is written shows as NaN, in tests whose modules use torch."""
+def _poison() -> Iterator[None]:
+    """Memory that is read before it is written shows as NaN: torch fills `empty` so when asked to be deterministic."""
     torch = sys.modules.get("torch")
     if torch is not None:
-        for name in ("empty", "empty_like", "empty_strided"):
-            monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    if torch is not None:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)

@@ -83,6 +83,7 @@ def test_bars_on_a_terminal(encoding: str, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     leader, follower = pty.openpty()
+    blocks: list[bytes] = []
     with os.fdopen(follower, "w", encoding=encoding, errors="backslashreplace") as stream:
         talk = Console(stream)
         assert talk.live
@@ -90,9 +91,12 @@ def test_bars_on_a_terminal(encoding: str, monkeypatch: pytest.MonkeyPatch) -> N
             outer.advance(1, note="[bold]")
             inner.advance()
             time.sleep(0.3)  # a redraw or two
+            blocks.append(os.read(leader, 1 << 16))
             talk.info("a line [not] markup " + "long " * 60 + "end")
         talk.info("after")
-        got = os.read(leader, 1 << 16).decode(errors="replace")
+        while not blocks or not blocks[-1].endswith(b"after\r\n"):
+            blocks.append(os.read(leader, 1 << 16))
+    got = b"".join(blocks).decode(errors="replace")
     os.close(leader)
     assert "[red]" in got
     assert "[bold]" in got

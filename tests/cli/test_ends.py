@@ -122,7 +122,7 @@ def test_events_tell_the_end(call: Any, pipeline: Any, tmp_path: Path) -> None:
 
 
 def test_events_that_cannot_be_written(call: Any, pipeline: Any, tmp_path: Path) -> None:
-    assert call("fake", "--events", str(tmp_path / "no" / "file"), "a", "b").code == 3
+    assert call("fake", "--events", str(tmp_path / "no" / "file"), "a", "b").code == 4
     assert not pipeline.runs
 
 
@@ -210,6 +210,7 @@ def test_the_second_ctrl_c_ends_a_clean_up() -> None:
 
 def test_the_second_ctrl_c_ends_a_long_call() -> None:
     child = _started("block")
+    time.sleep(0.3)
     child.send_signal(signal.SIGINT)
     time.sleep(0.1)
     child.send_signal(signal.SIGINT)

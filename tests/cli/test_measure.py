@@ -51,6 +51,7 @@ def test_eval_table(call: Any, asked: list[dict[str, Any]]) -> None:
     rows = {line.split("  ")[0]: line.split()[-2:] for line in ended.out.splitlines() if "  " in line}
     assert rows["size on disk"][1] == "MB"
     assert rows["bits a weight"] == ["32", "32"]
+    assert rows["in the layers"] == ["32", "32"]
     assert rows["perplexity"] == ["4", "4.5"]
     assert rows["accuracy normalised"] == ["-", "0.625"]
     assert rows["ratio"][-1] == "1.125"
@@ -157,7 +158,7 @@ def test_env(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_command_has_an_example(call: Any, pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rewright.cli.main import build
+    from rewright.cli.root import build
 
     monkeypatch.setenv("COLUMNS", "200")
     names = [command.name for command in build().registered_commands]

@@ -133,6 +133,14 @@ def test_a_reader_that_leaves(tmp_path: Path) -> None:
         assert (child.returncode, told) == (141, b""), words
 
 
+def test_nobody_reads_stderr() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    child = subprocess.Popen([*PROGRAM, "compres"], stdout=writer, stderr=writer, env=clean_environment())
+    os.close(writer)
+    assert child.wait(timeout=60) == 141
+
+
 def test_streams_closed_from_the_start() -> None:
     line = f"{sys.executable} -m rewright"
     for redirection in (">&-", "2>&-", "<&-", ">&- 2>&- <&-"):

@@ -36,7 +36,7 @@ TABLE: tuple[tuple[str, int], ...] = (
     ("builtins:BrokenPipeError", CLOSED),
 )
 
-_MEMORY_HINT = "use a smaller `--samples`, `--sequence-length` or `--dtype bf16`, or a machine with more memory"
+_MEMORY_HINT = "use fewer or shorter sequences, `--dtype bf16`, or a machine with more memory"
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 

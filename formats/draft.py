@@ -221,7 +221,7 @@ class Draft:
         log = self.path / WRITTEN
         if not log.exists():
             return set()
-        # A name cut short by a crash is no declared name, or one that was written before: both are harmless.
+        # A name that a crash cut short has no line break after it, and is dropped.
         names = log.read_text(encoding="utf-8").split("\n")[:-1]
         found = {name for name in names if name in self._places and self._places[name][0].file in kept}
         write_file(log, "".join(f"{name}\n" for name in sorted(found)).encode("utf-8"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +147,41 @@ def test_resume_keeps_what_was_synced(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / WRITTEN).exists()
     ckpt = Checkpoint.open(tmp_path / "out")
     assert [ckpt.read(name)[0].item() for name in "abc"] == [1.0, 3.0, 4.0]
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    """A writer is killed again and again; what a resume counts as written is written, and the end is the same."""
+    code = (
+        "import sys, torch\n"
+        "from rewright.formats.draft import Draft, TensorSpec\n"
+        "layout = [TensorSpec(f't{at}', 'F32', (5000,)) for at in range(200)]\n"
+        "draft = Draft(sys.argv[1])\n"
+        "draft.declare(layout, max_shard_bytes=400_000)\n"
+        "for at, spec in enumerate(layout):\n"
+        "    value = torch.full((5000,), float(at))\n"
+        "    if spec.name in draft.written:\n"
+        "        assert torch.equal(draft.read(spec.name), value), spec.name\n"
+        "        continue\n"
+        "    draft.write(spec.name, value)\n"
+        "    draft.sync()\n"
+        "    print(len(draft.written), flush=True)\n"
+        "draft.put('config.json', b'{}')\n"
+        "draft.seal({})\n"
+    )
+    out, done = tmp_path / "out", 0
+    for lines in (1, 17, 40):
+        with subprocess.Popen([sys.executable, "-c", code, out], stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            for _ in range(lines):
+                done = int(child.stdout.readline())
+            child.kill()
+        assert read_stamp(out) is None
+        assert len((out / WRITTEN).read_text().split()) >= done
+    subprocess.run([sys.executable, "-c", code, out], check=True, stdout=subprocess.DEVNULL)
+    ckpt = Checkpoint.open(out)
+    assert len(ckpt.files) == 10
+    assert all(torch.equal(ckpt.read(f"t{at}"), torch.full((5000,), float(at))) for at in range(200))
+    assert not (out / WRITTEN).exists()
 
 
 @pytest.mark.parametrize("left", [b"", b"\0" * 500])

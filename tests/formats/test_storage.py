@@ -104,6 +104,7 @@ def not_root() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "parent").mkdir()
+        (folder / "ready").mkdir()
         (folder / "parent").chmod(0o555)
         folder.chmod(0o755)
         before = os.geteuid()
@@ -120,7 +121,7 @@ def test_parent_that_may_not_be_written(not_root: Path) -> None:
     for attempt in (
         lambda: lock(not_root / "out").__enter__(),
         lambda: Draft(not_root / "out.partial"),
-        lambda: publish(not_root, not_root / "out", replace=False),
+        lambda: publish(not_root.parent / "ready", not_root / "out", replace=False),
     ):
         with pytest.raises(StorageError, match="permission denied"):
             attempt()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ContextManager, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from rewright.passes.errors import ResourceError, UsageError
 from rewright.passes.spec import Opt
@@ -73,7 +73,7 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None: ...
     def debug(self, text: str) -> None: ...
     def event(self, kind: str, **fields: Any) -> None: ...
-    def progress(self, label: str, total: float | None) -> ContextManager[Progress]: ...
+    def progress(self, label: str, total: float | None) -> AbstractContextManager[Progress]: ...
 
 
 class _SilentProgress:

@@ -45,13 +45,14 @@ def tokens_after(
     """Token ids after a prompt, one forward each, with a key-value cache."""
     import torch
 
+    from rewright.passes.loading import new_cache
+
     draws = torch.Generator().manual_seed(seed)
     ends = _ends(scorer.model, scorer.tokenizer)
-    rows, cache = torch.tensor([prompt], device=scorer.device), None
+    rows, cache = torch.tensor([prompt], device=scorer.device), new_cache(scorer.model)
     for _ in range(most):
         with torch.inference_mode():
-            output = scorer.model(input_ids=rows, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+            output = scorer.model(input_ids=rows, use_cache=True, **cache)
         token = _pick(output.logits[0, -1].float().cpu(), temperature, top_p, draws)
         if token in ends:
             return
@@ -80,7 +81,8 @@ def generate(
         raise InputError("the prompt is empty, and the tokenizer has no start token", hint="give a prompt")
     if scorer.positions and len(begin) + max_new_tokens > scorer.positions:
         raise InputError(
-            f"{len(begin)} tokens of prompt and {max_new_tokens} new ones are past the model's {scorer.positions} positions",
+            f"{len(begin)} tokens of prompt and {max_new_tokens} new ones are past the model's "
+            f"{scorer.positions} positions",
             hint=f"use `--max-new-tokens {max(1, scorer.positions - len(begin))}` at most",
         )
     made: list[int] = []
@@ -114,6 +116,8 @@ def bench(
     """Tokens a second of reading a prompt and of writing on, greedily, one row; weights and peak memory in bytes."""
     import torch
 
+    from rewright.passes.loading import new_cache
+
     set_threads(threads or usable_cpus())
     scorer = open_scorer(path, device, dtype)
     limit = scorer.positions or prompt_tokens + new_tokens
@@ -132,11 +136,12 @@ def bench(
         for _ in range(4):
             rows = torch.tensor([prompt], device=scorer.device)
             started = clock()
-            output = scorer.model(input_ids=rows, use_cache=True)
+            cache = new_cache(scorer.model)
+            output = scorer.model(input_ids=rows, use_cache=True, **cache)
             read = clock()
             for _ in range(new_tokens):
                 rows = output.logits[:, -1:].argmax(-1)
-                output = scorer.model(input_ids=rows, past_key_values=output.past_key_values, use_cache=True)
+                output = scorer.model(input_ids=rows, use_cache=True, **cache)
             times.append((read - started, clock() - read))
     # the first round warms up
     prefill, decode = (sorted(column)[1] for column in zip(*times[1:], strict=True))

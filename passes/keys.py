@@ -18,7 +18,7 @@ def record(stages: Sequence[Stage], options: RunOptions, source: SourceDigest, i
     """Everything that can reach the result's bytes, as JSON. Paths are not in it, the contents of files are."""
     return {
         "source": source.digest,
-        **{flag: value for flag, value in to_plain(options, affects="result").items()},
+        **to_plain(options, affects="result"),
         "stages": [_stage(stage, inputs) for stage in stages],
     }
 
@@ -40,9 +40,11 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     said = []
     if was.get("source") != now.get("source"):
         said.append("the source's contents changed")
-    for flag in ("seed", "dtype"):
-        if was.get(flag) != now.get(flag):
-            said.append(f"`--{flag}` was {was.get(flag)}, is {now.get(flag)}")
+    said += [
+        f"`--{flag}` was {was.get(flag)}, is {now.get(flag)}"
+        for flag in ("seed", "dtype")
+        if was.get(flag) != now.get(flag)
+    ]
     before, after = was.get("stages", []), now.get("stages", [])
     if [stage.get("pass") for stage in before] != [stage["pass"] for stage in after]:
         names = [" + ".join(str(stage.get("pass")) for stage in stages) for stages in (before, after)]
@@ -51,9 +53,11 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if old.get("version") != new["version"]:
             said.append(f"`{new['pass']}` is version {new['version']}, was {old.get('version')}")
         options = old.get("options", {})
-        for flag in sorted(options.keys() | new["options"].keys()):
-            if options.get(flag) != new["options"].get(flag):
-                said.append(_option(flag, options.get(flag), new["options"].get(flag)))
+        said += [
+            _option(flag, options.get(flag), new["options"].get(flag))
+            for flag in sorted(options.keys() | new["options"].keys())
+            if options.get(flag) != new["options"].get(flag)
+        ]
     return said
 
 

@@ -6,6 +6,7 @@ resident is what is in use. With `models/` this is the only code that imports tr
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +17,12 @@ from rewright.formats import compressed_tensors
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.compressed_tensors import Scheme
 from rewright.formats.dtypes import to_torch
+from rewright.formats.foreign import refuse_scaled
 from rewright.kernels.pack import unpack
 from rewright.passes.errors import InputError
 from rewright.passes.models.families import FAMILIES, family_of
+
+RUNTIME_HEAD = "lm_head.weight"
 
 
 def decode(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
@@ -62,13 +66,18 @@ class Weights:
         self.source = source
         self.family = FAMILIES.get(str((source.config or {}).get("model_type")))
         self.packing = compressed_tensors.parse(source.config or {})
-        self._ties: dict[str, str] = {}
+        if self.packing is None:
+            refuse_scaled(source.entries)
+        self._others: dict[str, list[str]] = {}
+        if self.family is not None:
+            # GPT-NeoX files call the head `embed_out`, models of today `lm_head`
+            self.tie({RUNTIME_HEAD: self.family.head})
 
     def tie(self, names: dict[str, str]) -> None:
         """Say which names are one tensor, so that either may be the stored one."""
         for alias, name in names.items():
-            self._ties.setdefault(alias, name)
-            self._ties.setdefault(name, alias)
+            self._others.setdefault(alias, []).append(name)
+            self._others.setdefault(name, []).append(alias)
 
     def stored_name(self, name: str) -> str | None:
         """The stored spelling of a running model's name, without regard to ties."""
@@ -83,9 +92,8 @@ class Weights:
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """A tensor in `dtype` if it is floating point, else as stored. Raises InputError naming what is wrong."""
-        stored = self.stored_name(name)
-        if stored is None and name in self._ties:
-            stored = self.stored_name(self._ties[name])
+        spelled = (self.stored_name(other) for other in (name, *self._others.get(name, ())))
+        stored = next((found for found in spelled if found is not None), None)
         if stored is None:
             raise InputError(
                 f"tensor `{name}` is missing from `{self.source.path}`",
@@ -114,6 +122,9 @@ def config_of(source: Checkpoint) -> Any:
         raise InputError(f"`{source.path}` has no `config.json`", hint="name the whole checkpoint directory")
     plain = {key: value for key, value in source.config.items() if key != "quantization_config"}
     model_type = plain.pop("model_type", None)
+    multiple = plain.get("pad_vocab_size_multiple")
+    if isinstance(multiple, int) and multiple > 0 and isinstance(plain.get("vocab_size"), int):
+        plain["vocab_size"] = -(-plain["vocab_size"] // multiple) * multiple
     try:
         return AutoConfig.for_model(str(model_type), **plain)
     except (KeyError, ValueError):
@@ -248,3 +259,11 @@ def load(
     config_of(source)
     model = AutoModelForCausalLM.from_pretrained(source.root, dtype=dtype, local_files_only=True).eval()
     return model.to(device), load_tokenizer(source)
+
+
+def new_cache(model: Any) -> dict[str, Any]:
+    """An empty key-value cache, under the name that this transformers wants it by."""
+    from transformers import DynamicCache
+
+    names = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": DynamicCache(config=model.config)}

@@ -170,8 +170,9 @@ def execute(run: Run, reporter: Reporter) -> dict[str, Any]:
     if state == "up-to-date" and (run.options.check or not run.options.force):
         return _stand(run, prepared, reporter)
     document = _document(run, prepared, state)
+    for warning in prepared.source.warnings:
+        reporter.warn(warning)
     with publish.lock(run.dst):
-        publish.recover(run.dst)
         # another run may have finished while this one waited to look
         prepared = replace(prepared, stamp=_stamp_at(run.dst), partial=_read_run_record(publish.partial_path(run.dst)))
         if _state(run, prepared) == "up-to-date" and not run.options.force:
@@ -317,7 +318,9 @@ def _one_stage(
     reporter.event("stage", name=stage.spec.name, options=to_plain(stage.options))
     dispatch.reset_tally()
     work: Callable[..., dict[str, Any]] = stage.spec.load()
-    with dispatch.use(run.options.kernels):
+    # `auto` leaves the choice to the environment
+    forced = run.options.kernels != "auto"
+    with dispatch.use(run.options.kernels) if forced else contextlib.nullcontext():
         metrics = work(context, stage.options, source, draft)
     publish.discard(scratch)
     return {

@@ -48,7 +48,8 @@ def _rates(options: RunOptions) -> dict[str, float]:
 
     device = find_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    key = f"{platform.node()} {name or platform.machine()} {options.threads or torch.get_num_threads()} {torch.__version__}"
+    threads = options.threads or torch.get_num_threads()
+    key = f"{platform.node()} {name or platform.machine()} {threads} {torch.__version__}"
     known: dict[str, dict[str, float]] = {}
     with contextlib.suppress(OSError, ValueError):
         known = json.loads(_cache().read_bytes())

@@ -110,7 +110,7 @@ def _option_words(flag: str, plain: Any, negative: str | None) -> list[str]:
     if plain is False:
         return [f"--{negative or 'no-' + flag}"]
     text = str(plain)
-    return [f"--{flag}={text}"] if text.startswith("-") and text != "-" else [f"--{flag}", text]
+    return [f"--{flag}={text}"] if text == "+" or (text.startswith("-") and text != "-") else [f"--{flag}", text]
 
 
 def stages_of_stamp(stamp: Mapping[str, Any]) -> tuple[Stage, ...]:

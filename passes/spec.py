@@ -102,10 +102,13 @@ class Field:
     def check(self, value: float) -> None:
         """Hold a number against the option's bounds. Raises ValueError."""
         low, high = self.opt.min, self.opt.max
-        if value != value or (low is not None and value < low) or (high is not None and value > high):
-            bound = f"from {low:g} to {high:g}" if low is not None and high is not None else None
-            bound = bound or (f"at least {low:g}" if low is not None else f"at most {high:g}")
-            raise ValueError(f"must be {bound}, not `{value}`")
+        if value != value:
+            raise ValueError(f"must be a number, not `{value}`")
+        if (low is None or value >= low) and (high is None or value <= high):
+            return
+        if low is not None and high is not None:
+            raise ValueError(f"must be from {low:g} to {high:g}, not `{value}`")
+        raise ValueError(f"must be at {f'least {low:g}' if low is not None else f'most {high:g}'}, not `{value}`")
 
     def plain(self, value: Any) -> Any:
         """The JSON and TOML form of one item."""

@@ -141,7 +141,7 @@ class Walk:
         """The model without its head, with some layers' forwards replaced."""
         layers = self.assembly.layers
         for index, forward in instead.items():
-            layers[index].forward = forward  # type: ignore[method-assign,assignment]  # taken back below
+            layers[index].forward = forward  # taken back below
         try:
             with torch.no_grad():
                 tokens = self.tokens[rows].to(self.assembly.device)
@@ -183,7 +183,7 @@ class Walk:
             return (hidden,) if self._returns_tuple else hidden
 
         for index in range(last + 1):
-            self.assembly.layers[index].forward = resume  # type: ignore[method-assign]  # taken back below
+            self.assembly.layers[index].forward = resume  # taken back below
         try:
             with torch.no_grad():
                 tokens = self.tokens[rows].to(self.assembly.device)

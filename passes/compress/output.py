@@ -14,7 +14,8 @@ from rewright.kernels.pack import pack
 from rewright.passes.compress.plan import Matrix, Plan, scheme_of
 from rewright.passes.compress.solve import Solved
 from rewright.passes.errors import InputError
-from rewright.passes.loading import read_packed
+from rewright.passes.loading import Assembly, read_packed
+from rewright.passes.walk import is_linear
 
 if TYPE_CHECKING:
     from rewright.passes.compress.spec import CompressOptions
@@ -45,6 +46,17 @@ def specs(plan: Plan, source: Checkpoint, aliases: Mapping[str, str]) -> tuple[T
     apart = [name for name in plan.aliases if name not in aliases]
     kept = [TensorSpec(name, source.entries[name].dtype, source.entries[name].shape) for name in apart]
     return (*plan.specs, *kept)
+
+
+def left_dense(plan: Plan, source: Checkpoint) -> list[str]:
+    """Linear modules that are not compressed, under the names they have in a running model and on disk.
+
+    Readers take every other linear module for packed, and fill what they do not find with noise.
+    """
+    assembly = Assembly(source, torch.float32, torch.device("meta"))
+    running = {path for path, module in assembly.model.named_modules() if is_linear(module)}
+    packed = {spelled for matrix in plan.matrices for spelled in plan.family.spellings(matrix.module)}
+    return sorted((running | {plan.family.head.removesuffix(".weight"), *plan.skipped}) - packed)
 
 
 def copy_rest(context: Context, plan: Plan, source: Checkpoint, draft: Draft, aliases: Mapping[str, str]) -> None:

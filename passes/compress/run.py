@@ -13,6 +13,7 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.compressed_tensors import quantization_config
 from rewright.formats.draft import Draft
 from rewright.formats.dtypes import to_torch
+from rewright.formats.foreign import refuse_scaled
 from rewright.passes import calibration
 from rewright.passes.compress import hessian, output, solve
 from rewright.passes.compress.plan import Matrix, Plan, draw_up, held_out_samples, scale_dtype, scheme_of
@@ -33,16 +34,19 @@ def run(context: Context, options: CompressOptions, source: Checkpoint, draft: D
     plan = draw_up(options, layout)
     if not options.symmetric and options.packs:
         context.reporter.warn("asymmetric packed weights do not load by default in transformers 5.23 and later")
+    refuse_scaled(source.entries)
     aliases = output.settle_aliases(plan, source)
     draft.declare(output.specs(plan, source, aliases))
     output.copy_rest(context, plan, source, draft, aliases)
     facts, rows = (None, []) if not options.calibration_text else _walk(context, options, plan, source, draft)
     if facts is None:
         rows = list(_without_text(context, options, plan, source, draft))
-    draft.carry(source)
+    behind = draft.carry(source)
+    if behind:
+        context.reporter.warn(f"not carried over: {', '.join(behind)}")
     if options.packs:
         schemes = {matrix.module: scheme_of(matrix, options) for matrix in plan.matrices}
-        ignored = [*plan.skipped, plan.family.head.removesuffix(".weight")]
+        ignored = output.left_dense(plan, source)
         draft.edit_config({"quantization_config": quantization_config(schemes, ignored)})
     summary = _summary(rows)
     report = {"calibration": facts, "summary": summary, "skipped": list(plan.skipped), "matrices": rows}

@@ -71,7 +71,7 @@ class _Columns:
         self.options, self.group, self.stored = options, group, stored
         columns, rows = self.weight.shape
         self.quantises = options.bits < 16
-        self.low, self.high = grid.code_range(options.bits)
+        self.low, self.high = grid.code_range(min(options.bits, 8))
         self.result = torch.empty_like(self.weight)
         self.codes = torch.empty(columns, rows, dtype=torch.int8, device=weight.device)
         self.scale = torch.empty(-(-columns // group), rows, device=weight.device)

@@ -34,7 +34,7 @@ class CompressOptions:
     ] = "gptq"
     clip: Annotated[Literal["minmax", "mse"], Opt("how a group's scale is chosen")] = "mse"
     damp: Annotated[float, Opt("added to the Hessian's diagonal, as a share of its mean", min=0, max=1)] = 0.01
-    block_size: Annotated[int, Opt("columns whose zeros are chosen together", min=8, max=4096)] = 128
+    block_size: Annotated[int, Opt("columns whose zeros are chosen together", min=8, max=4096)] = 32
     calibration_text: Annotated[
         tuple[Path, ...], Opt("text whose activations weigh the errors: .txt, .jsonl or `-` (repeatable)")
     ] = ()

@@ -9,6 +9,7 @@ import torch
 
 from rewright.kernels.hessian_update import hessian_update
 from rewright.passes.compress.plan import Matrix
+from rewright.passes.errors import BoundError
 from rewright.passes.walk import Layer
 
 
@@ -54,12 +55,17 @@ class _Sum:
 
     def finished(self) -> SharedInput:
         assert self.own is not None
+        if not bool(torch.isfinite(self.own.diagonal()).all()):
+            raise BoundError(f"activations into `{self.matrices[0].name}` are not finite", hint="try `--dtype f32`")
         apart = None if self.held_out is None else self.held_out.div_(self.held_out_tokens)
         return SharedInput(self.matrices, self.own.div_(self.own_tokens), apart, self.own_tokens)
 
 
 def gather(layer: Layer, matrices: Sequence[Matrix], samples: int) -> list[SharedInput]:
-    """Run a layer's batches and sum the Hessians; the first `samples` token rows are the calibration's."""
+    """Run a layer's batches and sum the Hessians; the first `samples` token rows are the calibration's.
+
+    Raises BoundError naming a matrix whose inputs are not finite.
+    """
     wanted = {matrix.local: matrix for matrix in matrices}
     sums: dict[str, _Sum] = {}
     for batch in layer.inputs():

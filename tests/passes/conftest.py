@@ -1,0 +1,102 @@
+"""Tiny random checkpoints of every family, with a real tokenizer of 512 tokens."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+STORIES = DATA / "stories260K"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+_LLAMA = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+_NEOX = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
+_OPT = {
+    **{key: _NEOX[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")},
+    "ffn_dim": 64,
+    "max_position_embeddings": 128,
+    "word_embed_proj_dim": 32,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+# name -> (model type, settings of its config)
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {**_LLAMA, "tie_word_embeddings": False}),
+    "llama-tied": ("llama", {**_LLAMA, "tie_word_embeddings": True}),
+    "mistral": ("mistral", {**_LLAMA, "sliding_window": 8}),
+    "qwen2": ("qwen2", {**_LLAMA, **_SLIDING}),
+    "qwen3": ("qwen3", {**_LLAMA, **_SLIDING, "head_dim": 8}),
+    "gemma2": ("gemma2", {**_LLAMA, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}),
+    "opt": ("opt", _OPT),
+    "opt-350m": ("opt", {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+    "gpt2": ("gpt2", {"vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
+    "gpt_neox": ("gpt_neox", {**_NEOX, "tie_word_embeddings": False}),
+}
+
+
+def make(name: str, folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """Write a random checkpoint of `TINY[name]`, its settings changed."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type, settings = TINY[name]
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**settings, **changes}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # initial matrices are so small that a model hardly depends on its input
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.to(dtype).save_pretrained(folder)
+    for file in TOKENIZER:
+        shutil.copy(STORIES / file, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny checkpoint by name, made once; not to be written to."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = make(name, tmp_path_factory.mktemp("tiny") / name)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def tiny_copy(tiny: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A tiny checkpoint by name, the test's own."""
+
+    def get(name: str) -> Path:
+        return Path(shutil.copytree(tiny(name), tmp_path / "src"))
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stories enough to calibrate tiny models."""
+    path = tmp_path_factory.mktemp("text") / "stories.txt"
+    path.write_text((DATA / "tinystories.txt").read_text()[:60_000])
+    return path

@@ -72,7 +72,7 @@ class Field:
         return isinstance(self.type, type) and hasattr(self.type, "parse")
 
     def read(self, raw: Any) -> Any:
-        """One item from its plain form (a recipe's TOML value or a word). Raises ValueError."""
+        """One item from its plain form: a word, or a recipe's TOML value. Raises ValueError."""
         if self.choices:
             for choice in self.choices:
                 if str(choice) == str(raw) and not isinstance(raw, bool):
@@ -86,35 +86,45 @@ class Field:
             raise ValueError(f"must be true or false, not `{raw}`")
         if self.type in (int, float):
             return self._number(raw)
+        if not isinstance(raw, str | Path):
+            raise ValueError(f"must be text, not `{raw}`")
         return self.type(raw)
 
     def _number(self, raw: Any) -> int | float:
+        whole = self.type is int
         try:
-            value: int | float = self.type(raw if not isinstance(raw, bool) else "bool")
-        except ValueError:
-            kind = "a whole number" if self.type is int else "a number"
-            raise ValueError(f"must be {kind}, not `{raw}`") from None
-        if self.type is int and value != float(raw):
-            raise ValueError(f"must be a whole number, not `{raw}`")
+            if isinstance(raw, bool) or (whole and isinstance(raw, float) and not raw.is_integer()):
+                raise ValueError
+            value: int | float = self.type(raw)
+        except (ValueError, TypeError, OverflowError):
+            raise ValueError(f"must be a {'whole ' if whole else ''}number, not `{raw}`") from None
         self.check(value)
         return value
 
     def check(self, value: float) -> None:
         """Hold a number against the option's bounds. Raises ValueError."""
         low, high = self.opt.min, self.opt.max
-        if value != value:
-            raise ValueError(f"must be a number, not `{value}`")
-        if (low is None or value >= low) and (high is None or value <= high):
-            return
-        if low is not None and high is not None:
-            raise ValueError(f"must be from {low:g} to {high:g}, not `{value}`")
-        raise ValueError(f"must be at {f'least {low:g}' if low is not None else f'most {high:g}'}, not `{value}`")
+        if low is None and high is None:
+            if value != value:
+                raise ValueError(f"must be a number, not `{value}`")
+        elif low is not None and high is not None:
+            if not low <= value <= high:
+                raise ValueError(f"must be from {_figure(low)} to {_figure(high)}, not `{value}`")
+        elif low is not None and not value >= low:
+            raise ValueError(f"must be at least {_figure(low)}, not `{value}`")
+        elif high is not None and not value <= high:
+            raise ValueError(f"must be at most {_figure(high)}, not `{value}`")
 
     def plain(self, value: Any) -> Any:
         """The JSON and TOML form of one item."""
         if self.is_value or isinstance(value, Path):
             return str(value)
         return value
+
+
+def _figure(bound: float) -> str:
+    """A bound as people write it: whole numbers in full."""
+    return f"{bound}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def fields_of(options: type) -> tuple[Field, ...]:
@@ -150,7 +160,7 @@ def to_plain(options: Any, *, affects: Literal["result", "speed"] | None = None)
 def from_plain(options: type, plain: Mapping[str, Any]) -> Any:
     """The reverse of `to_plain`; missing options take their defaults, `-` and `_` are one.
 
-    Raises ValueError naming the option: unknown, of the wrong kind, out of bounds, required and absent.
+    Raises ValueError naming the option: unknown, given twice, of the wrong kind, out of bounds, required and absent.
     """
     known = {item.flag: item for item in fields_of(options)}
     values: dict[str, Any] = {}
@@ -158,6 +168,8 @@ def from_plain(options: type, plain: Mapping[str, Any]) -> Any:
         item = known.get(word.replace("_", "-"))
         if item is None:
             raise ValueError(f"no option `{word}`; there are {', '.join(known)}")
+        if item.name in values:
+            raise ValueError(f"`{item.flag}` is given twice")
         try:
             if item.many:
                 listed = raw if isinstance(raw, list | tuple) else [raw]

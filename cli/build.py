@@ -29,7 +29,8 @@ def escape(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def _metavar(item: Field) -> str:
+def metavar(item: Field) -> str:
+    """What stands for an option's value in help: its choices, its kind and bounds."""
     if item.opt.metavar:
         return item.opt.metavar
     if item.choices:
@@ -66,7 +67,7 @@ def _parameter(item: Field, panel: str) -> inspect.Parameter:
         kind, settings["count"], settings["show_default"] = int, True, False
     else:
         kind = list[str] if item.many else str
-        settings["metavar"] = _metavar(item)
+        settings["metavar"] = metavar(item)
         if item.choices:
             settings["autocompletion"] = completer([str(choice) for choice in item.choices])
         if item.many or default is None:

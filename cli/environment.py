@@ -63,7 +63,8 @@ def settle(stdout: TextIO | None) -> None:
     """Fix, before Typer builds its help, what Typer and the libraries below read from the environment.
 
     Typer forces escape codes in known CI systems, and Rich keeps bold and reset under NO_COLOR; a dumb terminal is
-    what both of them leave plain. The libraries are told to stay off the network and to draw no bars of their own.
+    what both of them leave plain. The libraries are told to stay off the network, to draw no bars of their own, and to
+    sleep where a thread waits: on a machine with other work spinning threads multiply the time of a run.
     """
     if not colour(stdout):
         for name in _TYPER_FORCES:
@@ -73,3 +74,4 @@ def settle(stdout: TextIO | None) -> None:
             os.environ |= {"TERM": "dumb", "COLUMNS": str(size.columns), "LINES": str(size.lines)}
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rewright.cli import console
-from rewright.cli.build import command, completer
+from rewright.cli.build import command, completer, metavar
 from rewright.cli.console import table
 from rewright.passes import registry
 from rewright.passes.context import RunOptions
@@ -41,6 +41,7 @@ def option(item: Field) -> dict[str, Any]:
         "flag": f"--{item.flag}",
         "negative": f"--{item.opt.negative}" if item.opt.negative else None,
         "type": kind,
+        "metavar": "" if item.type is bool else metavar(item),
         "choices": list(item.choices),
         "default": default if default is None or item.many else item.plain(default),
         "required": item.required,
@@ -99,9 +100,8 @@ def _page(spec: Spec) -> Iterator[str]:
 
 def _row(item: dict[str, Any]) -> tuple[str, str, str, str]:
     flag = item["flag"] if item["negative"] is None else f"{item['flag']}/{item['negative']}"
-    kind = "|".join(str(choice) for choice in item["choices"]) or item["type"]
-    default = "" if item["default"] in (None, []) else str(item["default"])
-    return flag, kind, "required" if item["required"] else default, item["help"]
+    default = "" if item["default"] in (None, []) else str(item["default"]).lower()
+    return flag, item["metavar"], "required" if item["required"] else default, item["help"]
 
 
 def register(app: typer.Typer) -> None:

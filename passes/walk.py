@@ -238,10 +238,10 @@ class Layer:
         flat: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
         def hook(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            def note(_: nn.Module, args: tuple[Any, ...]) -> None:
+            def note(module: nn.Module, args: tuple[Any, ...]) -> None:
                 tensor = args[0]
                 # the first of the pair keeps the tensor alive, so that its id stays its own
-                _, seen[path] = flat.setdefault(id(tensor), (tensor, tensor.reshape(-1, tensor.shape[-1])))
+                seen[path] = flat.setdefault(id(tensor), (tensor, tensor.reshape(-1, tensor.shape[-1])))[1]
 
             return note
 

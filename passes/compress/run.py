@@ -19,7 +19,7 @@ from rewright.passes.compress import hessian, output, solve
 from rewright.passes.compress.plan import Matrix, Plan, draw_up, held_out_samples, scale_dtype, scheme_of
 from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.compress.statistics import gather
-from rewright.passes.context import Context, compute_dtype
+from rewright.passes.context import Context, Reporter, compute_dtype
 from rewright.passes.errors import InputError
 from rewright.passes.loading import Assembly, load_tokenizer, stored_dtype
 from rewright.passes.spec import Layout, Metrics
@@ -112,7 +112,7 @@ def _walk(
             matrices = plan.of_layer(layer.index)
             unit = f"layer {layer.index}"
             if unit not in context.journal.done:
-                made = _solve_layer(context, options, layer, matrices, len(drawn.tokens), draft)
+                made = _solve_layer(context, options, layer, matrices, len(drawn.tokens), source, draft)
                 draft.sync()
                 context.journal.record(unit, {"matrices": made})
             made = context.journal.done[unit]["matrices"]
@@ -132,13 +132,15 @@ def _solve_layer(
     layer: Layer,
     matrices: tuple[Matrix, ...],
     samples: int,
+    source: Checkpoint,
     draft: Draft,
 ) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     for shared in gather(layer, matrices, samples):
         started = time.monotonic()
-        weights = [matrix.turned(layer.weight(matrix.local)).float() for matrix in shared.matrices]
-        solved, damp = _solve_group(context, options, shared.matrices, weights, shared.own)
+        # from the file, not from the layer: `--dtype` may have rounded that
+        weights = [matrix.turned(source.read(matrix.name)).float().to(shared.own.device) for matrix in shared.matrices]
+        solved, damp = solve_group(context.reporter, options, shared.matrices, weights, shared.own)
         spent = (time.monotonic() - started) / len(weights)
         first = 0
         for matrix, weight in zip(shared.matrices, weights, strict=True):
@@ -155,8 +157,8 @@ def _solve_layer(
     return sorted(made, key=lambda row: order[row["name"]])
 
 
-def _solve_group(
-    context: Context,
+def solve_group(
+    reporter: Reporter,
     options: CompressOptions,
     members: list[Matrix],
     weights: list[torch.Tensor],
@@ -170,11 +172,11 @@ def _solve_group(
     assert stored is not None
     silent = not bool(own.diagonal().any())
     if silent and options.needs_text:
-        context.reporter.warn(f"no calibration input reached `{matrix.name}`: rounded without feedback")
+        reporter.warn(f"no calibration input reached `{matrix.name}`: rounded without feedback")
     if options.method == "gptq" and not silent:
         factor = hessian.factorise(own, options.damp, matrix.name)
         if factor.damp > options.damp:
-            context.reporter.warn(f"`{matrix.name}`: damping raised from {options.damp:g} to {factor.damp:g}")
+            reporter.warn(f"`{matrix.name}`: damping raised from {options.damp:g} to {factor.damp:g}")
         rows = [member.rows for member in members]
         return solve.sweep(weight, factor.upper, rows, group, options, stored), factor.damp
     norm = own.diagonal().sqrt() if options.method == "wanda" and not silent else None

@@ -1,0 +1,112 @@
+"""What the solve of `compress` takes on a CPU: `python -m tests.bench.solve [--sparsity F] [--json]`.
+
+A random Llama of 6.4 M linear parameters (hidden 512, 2 layers), 16 x 256 tokens, one thread. Prints the CPU
+seconds of the solves (Hessian factor, zeros, scales, sweep), and for each layer the share of its time that is
+spent in Python and not in torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import pstats
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewright.formats.checkpoint import Checkpoint
+from rewright.passes.compress.plan import draw_up
+from rewright.passes.compress.run import solve_group
+from rewright.passes.compress.spec import CompressOptions
+from rewright.passes.compress.statistics import gather
+from rewright.passes.context import Silent
+from rewright.passes.loading import Assembly
+from rewright.passes.pipeline import layout_of
+from rewright.passes.values import GroupSize
+from rewright.passes.walk import Walk
+
+
+def random_llama(folder: Path) -> Path:
+    """A Llama of 6.4 M linear parameters."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=512,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=256,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def python_share(profile: cProfile.Profile) -> float:
+    """The share of a profile's time that is not inside a built-in function, which torch's operations are."""
+    stats: dict[tuple[str, int, str], tuple[int, int, float, float, Any]] = pstats.Stats(profile).stats  # type: ignore[attr-defined]  # set in __init__, unknown to the stubs
+    total = sum(row[2] for row in stats.values())
+    inside = sum(row[2] for (file, _, _), row in stats.items() if file == "~")
+    return 1 - inside / total
+
+
+def measure(sparsity: float, group_size: int) -> dict[str, Any]:
+    """Solve every layer twice: once timed, once profiled."""
+    torch.set_num_threads(1)
+    options = CompressOptions(
+        bits=4, group_size=GroupSize(group_size), sparsity=sparsity or None, calibration_text=(Path("-"),)
+    )
+    layers: list[dict[str, float]] = []
+    parameters = 0
+    with tempfile.TemporaryDirectory() as folder:
+        source = Checkpoint.open(random_llama(Path(folder)))
+        plan = draw_up(options, layout_of(source))
+        tokens = torch.randint(0, 512, (16, 256), generator=torch.Generator().manual_seed(0))
+        for layer in Walk(Assembly(source, torch.float32, torch.device("cpu")), tokens):
+            seconds, share = 0.0, cProfile.Profile()
+            for shared in gather(layer, plan.of_layer(layer.index), len(tokens)):
+                weights = [matrix.turned(layer.weight(matrix.local)).float() for matrix in shared.matrices]
+                parameters += sum(weight.numel() for weight in weights)
+                started = time.process_time()
+                solve_group(Silent(), options, shared.matrices, weights, shared.own)
+                seconds += time.process_time() - started
+                share.enable()
+                solve_group(Silent(), options, shared.matrices, weights, shared.own)
+                share.disable()
+            layers.append({"cpu_seconds": round(seconds, 3), "python_share": round(python_share(share), 3)})
+    return {
+        "linear_parameters": parameters,
+        "sparsity": sparsity,
+        "group_size": group_size,
+        "threads": 1,
+        "cpu_seconds": round(sum(layer["cpu_seconds"] for layer in layers), 3),
+        "layers": layers,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(argv)
+    found = measure(given.sparsity, given.group_size)
+    if given.json:
+        print(json.dumps(found, indent=1))
+        return
+    millions = found["linear_parameters"] / 1e6
+    print(f"{millions:.2f} M parameters solved in {found['cpu_seconds']:.2f} s of CPU, one thread")
+    for index, layer in enumerate(found["layers"]):
+        print(f"layer {index}: {layer['cpu_seconds']:.2f} s, {layer['python_share']:.0%} of it in Python")
+
+
+if __name__ == "__main__":
+    main()

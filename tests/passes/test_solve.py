@@ -1,0 +1,196 @@
+"""The sweep against its own mathematics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rewright.passes.compress import grid, hessian, mask, solve
+from rewright.passes.compress.spec import CompressOptions
+from rewright.passes.errors import BoundError
+from rewright.passes.values import GroupSize, Pattern
+
+
+def problem(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight and the Hessian of inputs that hang together, with a few large channels."""
+    draws = torch.Generator().manual_seed(seed)
+    mix = torch.randn(columns, columns, generator=draws) / columns**0.5 + torch.eye(columns)
+    gain = torch.exp(torch.randn(columns, generator=draws))
+    inputs = torch.randn(8 * columns, columns, generator=draws) @ mix * gain
+    return torch.randn(rows, columns, generator=draws) * 0.05, inputs.T @ inputs / len(inputs)
+
+
+def options(**said: object) -> CompressOptions:
+    return CompressOptions(calibration_text=("text",), **said)  # type: ignore[arg-type]  # never read here
+
+
+def damped(own: torch.Tensor, share: float) -> torch.Tensor:
+    return own + share * own.diagonal().mean() * torch.eye(len(own))
+
+
+CASES = [
+    {"bits": 4, "group_size": GroupSize(16)},
+    {"bits": 3, "group_size": GroupSize(None)},
+    {"bits": 2, "group_size": GroupSize(8), "symmetric": False},
+    {"bits": 4, "group_size": GroupSize(16), "sparsity": 0.5},
+    {"bits": 4, "group_size": GroupSize(48), "sparsity": 0.3, "block_size": 32},
+    {"bits": 4, "group_size": GroupSize(12), "sparsity": 0.5, "block_size": 32},
+    {"bits": 16, "sparsity": 0.6},
+    {"bits": 4, "group_size": GroupSize(16), "pattern": Pattern(2, 4), "symmetric": False},
+    {"bits": 8, "group_size": GroupSize(6), "pattern": Pattern(4, 8), "clip": "minmax"},
+]
+
+
+@pytest.mark.parametrize("said", CASES, ids=str)
+def test_loss_is_the_quadratic_form_of_the_error(said: dict[str, object]) -> None:
+    """Feedback conserves it: the sum of e^2 over the columns is tr (W - Q) H (W - Q)^T for the damped H."""
+    asked = options(**said)
+    weight, own = problem(40, 48)
+    factor = hessian.factorise(own, 0.01, "w")
+    group = asked.group_size.columns or 48
+    solved = solve.sweep(weight, factor.upper, [24, 16], group, asked, torch.bfloat16)
+    gap = (weight - solved.weight).double()
+    whole = (gap @ damped(own, 0.01).double() * gap).sum(dim=1)
+    assert solved.loss is not None
+    assert torch.allclose(2 * solved.loss.double(), whole, rtol=2e-3)
+    if solved.codes is not None:
+        decoded = solved.codes.float()
+        if solved.zero is not None:
+            decoded = decoded - solved.zero.float().repeat_interleave(group, 1)[:, :48]
+        decoded = decoded * solved.scale.float().repeat_interleave(group, 1)[:, :48]  # type: ignore[union-attr]
+        assert torch.equal(decoded, solved.weight)
+
+
+@pytest.mark.parametrize("said", [case for case in CASES if "sparsity" in case], ids=str)
+def test_every_matrix_has_its_own_exact_count(said: dict[str, object]) -> None:
+    weight, own = problem(40, 48)
+    asked = options(**{**said, "bits": 16})
+    solved = solve.sweep(weight, hessian.factorise(own, 0.01, "w").upper, [24, 16], 48, asked, torch.bfloat16)
+    for first, rows in ((0, 24), (24, 16)):
+        assert int((solved.weight[first : first + rows] == 0).sum()) == round(rows * 48 * asked.zeros)
+
+
+def test_stacked_matrices_are_solved_as_if_alone() -> None:
+    weight, own = problem(40, 48)
+    upper = hessian.factorise(own, 0.01, "w").upper
+    asked = options(bits=4, sparsity=0.5)
+    together = solve.sweep(weight, upper, [24, 16], 16, asked, torch.bfloat16)
+    alone = solve.sweep(weight[24:], upper, [16], 16, asked, torch.bfloat16)
+    agreed = (together.rows(24, 40).codes == alone.codes).float().mean()  # type: ignore[union-attr]
+    assert float(agreed) > 0.99
+
+
+def plain_sweep(
+    weight: torch.Tensor, upper: torch.Tensor, group: int, bits: int, block: int, zeros: float
+) -> torch.Tensor:
+    """The textbook loop in float64: every column updates every later one."""
+    left, upper = weight.double().clone(), upper.double()
+    rows, columns = left.shape
+    result = torch.zeros_like(left)
+    low, high = grid.code_range(bits)
+    keep = torch.ones_like(left, dtype=torch.bool)
+    scale = torch.ones(rows, dtype=torch.float64)
+    for j in range(columns):
+        if zeros and j % block == 0:
+            end = min(columns, j + block)
+            score = (left[:, j:end] / upper.diagonal()[j:end]) ** 2
+            order = score.flatten().argsort(stable=True)
+            gone = order[: round(rows * end * zeros) - round(rows * j * zeros)]
+            keep[:, j:end] = torch.ones(score.numel(), dtype=torch.bool).scatter(0, gone, False).view(score.shape)
+        if j % group == 0:
+            part = slice(j, j + group)
+            kept = (left[:, part] * keep[:, part]).abs().amax(dim=1)
+            scale = (kept * 2 / ((1 << bits) - 1)).bfloat16().double()
+            scale[kept == 0] = 1
+        wanted = left[:, j] * keep[:, j]
+        result[:, j] = torch.round(wanted / scale).clamp(low, high) * scale
+        error = (left[:, j] - result[:, j]) / upper[j, j]
+        left[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]
+    return result
+
+
+@pytest.mark.parametrize(("group", "zeros"), [(16, 0.0), (16, 0.5), (32, 0.25), (8, 0.5)])
+def test_sweep_equals_the_textbook_loop(group: int, zeros: float) -> None:
+    weight, own = problem(32, 64, seed=1)
+    upper = hessian.factorise(own, 0.01, "w").upper
+    asked = options(bits=4, clip="minmax", sparsity=zeros or None, block_size=32)
+    ours = solve.sweep(weight, upper, [32], group, asked, torch.bfloat16).weight
+    expected = plain_sweep(weight, upper, group, 4, 32, zeros).float()
+    assert float((ours == expected).float().mean()) > 0.995
+
+
+def test_feedback_wins() -> None:
+    weight, own = problem(64, 96)
+    upper = hessian.factorise(own, 0.01, "w").upper
+    for said in ({"bits": 4}, {"bits": 3}, {"bits": 4, "sparsity": 0.5}, {"bits": 16, "sparsity": 0.5}):
+        swept = solve.sweep(weight, upper, [64], 16, options(**said), torch.bfloat16)
+        rounded = solve.round_nearest(weight, None, 16, options(**said), torch.bfloat16)
+        ours, theirs = (hessian.relative_error(weight, x.weight, own) for x in (swept, rounded))
+        assert ours is not None
+        assert theirs is not None
+        assert ours < 0.8 * theirs
+
+
+def test_no_factor_at_any_damping() -> None:
+    broken = -torch.eye(4)
+    with pytest.raises(BoundError, match="the Hessian of `w` has no factor"):
+        hessian.factorise(broken, 0.01, "w")
+    singular = torch.ones(4, 4)
+    found = hessian.factorise(singular, 0.0, "w")
+    assert found.damp > 0
+    inverse = found.upper.T @ found.upper
+    assert torch.allclose(inverse @ damped(singular, found.damp), torch.eye(4), atol=1e-2)
+
+
+def test_inputs_that_never_came_leave_their_column_alone() -> None:
+    weight, own = problem(16, 24)
+    own[5], own[:, 5] = 0, 0
+    upper = hessian.factorise(own, 0.01, "w").upper
+    solved = solve.sweep(weight, upper, [16], 24, options(bits=8, group_size=GroupSize(None)), torch.bfloat16)
+    assert torch.allclose(solved.weight[:, 5], weight[:, 5], atol=float(weight.abs().max()) / 100)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.data())
+@settings(deadline=None, max_examples=100)
+def test_ties_are_broken_by_place(values: list[int], data: st.DataObject) -> None:
+    prune = data.draw(st.integers(0, len(values)))
+    keep = mask.keep_largest(torch.tensor(values, dtype=torch.float32), prune)
+    gone = sorted(range(len(values)), key=lambda i: (values[i], i))[:prune]
+    assert sorted((~keep).nonzero().flatten().tolist()) == sorted(gone)
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(2, 6), st.data())
+@settings(deadline=None, max_examples=60)
+def test_patterns_keep_the_largest_of_every_run(rows: int, runs: int, of: int, data: st.DataObject) -> None:
+    keep = data.draw(st.integers(1, of - 1))
+    score = torch.randint(0, 3, (rows, runs * of), generator=torch.Generator().manual_seed(rows * runs)).float()
+    found = mask.keep_pattern(score, Pattern(keep, of)).view(rows, runs, of)
+    assert bool((found.sum(2) == keep).all())
+    parts = score.view(rows, runs, of)
+    assert bool((parts.masked_fill(~found, 9).amin(2) >= parts.masked_fill(found, -1).amax(2)).all())
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_grids_are_finite_whatever_the_weights(stored: torch.dtype, symmetric: bool) -> None:
+    rows = torch.tensor([[0.0, 0.0], [1e-30, -1e-30], [1e30, 5.0], [3e38, -3e38], [1.0, 1.0]])
+    for clip in ("minmax", "mse"):
+        scale, zero = grid.choose(rows.T, None, bits=4, symmetric=symmetric, clip=clip, stored=stored)
+        assert bool(torch.isfinite(scale).all())
+        assert bool((scale > 0).all())
+        assert torch.equal(scale.to(stored).float(), scale)
+        assert bool((zero.round() == zero).all())
+        assert bool(((zero >= -8) & (zero <= 7)).all())
+
+
+def test_the_searched_clip_is_never_worse() -> None:
+    weight = torch.randn(32, 200, generator=torch.Generator().manual_seed(0)) ** 3
+    errors = {}
+    for clip in ("minmax", "mse"):
+        scale, _ = grid.choose(weight, None, bits=3, symmetric=True, clip=clip, stored=torch.bfloat16)
+        codes = (weight / scale).round().clamp(-4, 3)
+        errors[clip] = ((codes * scale - weight) ** 2).sum(0)
+    assert bool((errors["mse"] <= errors["minmax"]).all())
+    assert float(errors["mse"].sum()) < 0.9 * float(errors["minmax"].sum())

@@ -129,6 +129,7 @@ def test_passes(call: Any, pipeline: Any) -> None:
         "flag": "--size",
         "negative": None,
         "type": "int",
+        "metavar": "1..9",
         "choices": [],
         "default": 4,
         "required": False,

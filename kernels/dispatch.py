@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -41,7 +41,7 @@ def _checked(value: str, origin: str) -> Mode:
             f"{origin} is `{value}`, which names no kernel implementation",
             hint="use one of " + ", ".join(f"`{name}`" for name in MODES),
         )
-    return cast(Mode, value)
+    return value
 
 
 def mode() -> Mode:

@@ -73,9 +73,7 @@ class Grid:
 class Columns:
     """The results as (B, r) tensors, and views of some of their rows."""
 
-    def __init__(
-        self, codes: torch.Tensor, dequantised: torch.Tensor, error: torch.Tensor, loss: torch.Tensor
-    ) -> None:
+    def __init__(self, codes: torch.Tensor, dequantised: torch.Tensor, error: torch.Tensor, loss: torch.Tensor) -> None:
         self.codes = codes
         self.dequantised = dequantised
         self.error = error
@@ -83,9 +81,7 @@ class Columns:
 
     def rows(self, piece: slice) -> Columns:
         """Views of the rows of the matrix in `piece`, which are columns here."""
-        return Columns(
-            self.codes[:, piece], self.dequantised[:, piece], self.error[:, piece], self.loss[piece]
-        )
+        return Columns(self.codes[:, piece], self.dequantised[:, piece], self.error[:, piece], self.loss[piece])
 
 
 def _sweep(

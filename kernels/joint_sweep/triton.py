@@ -4,6 +4,8 @@ Right-looking: column j is taken out of the tile by a masked sum (exact, all oth
 subtracted from the later columns. Rows are independent, so the result does not depend on the tile.
 """
 
+# The arguments of a jit function are Triton's own values, which no annotation describes; triton ships no types.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 from __future__ import annotations
 
 import torch
@@ -15,7 +17,7 @@ from rewright.kernels.launch import cdiv, device_guard, interpreter, next_power_
 MAX_WIDTH = 128
 
 # Padded columns -> (rows, warps): 16 to 32 values a thread, and a program for every few rows.
-CONFIGS = {16: (32, 1), 32: (32, 1), 64: (32, 2), 128: (16, 4)}
+CONFIGS = {16: (32, 1), 32: (32, 1), 64: (16, 2), 128: (16, 4)}
 
 
 @triton.jit
@@ -66,7 +68,7 @@ def joint_sweep_kernel(
     factor_at = factor_ptr + column * factor_column
     pivot_at = factor_ptr
     out_at = row
-    for j in range(0, width):
+    for j in range(width):
         w = tl.sum(tl.where(column[None, :] == j, tile, 0.0), axis=1)
         z = w
         if HAS_KEEP:

@@ -1,5 +1,7 @@
 """`pack` and `unpack` on a GPU. Both are bound by memory; every code and word is moved once."""
 
+# The arguments of a jit function are Triton's own values, which no annotation describes; triton ships no types.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 from __future__ import annotations
 
 import torch
@@ -34,9 +36,7 @@ def pack_kernel(
 
 
 @triton.jit
-def unpack_kernel(
-    packed_ptr, codes_ptr, columns, packed_row, packed_column, BITS: tl.constexpr, BLOCK: tl.constexpr
-):
+def unpack_kernel(packed_ptr, codes_ptr, columns, packed_row, packed_column, BITS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = column < columns
@@ -65,7 +65,15 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     if packed.numel():
         with device_guard(codes):
             pack_kernel[(rows, cdiv(words, WORDS))](
-                codes, packed, columns, words, *codes.stride(), BITS=bits, SLOTS=slots(bits), BLOCK=WORDS
+                codes,
+                packed,
+                columns,
+                words,
+                *codes.stride(),
+                BITS=bits,
+                SLOTS=slots(bits),
+                BLOCK=WORDS,
+                enable_fp_fusion=False,
             )
     return packed
 
@@ -77,6 +85,6 @@ def unpack(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
     if codes.numel():
         with device_guard(packed):
             unpack_kernel[(rows, cdiv(columns, COLUMNS))](
-                packed, codes, columns, *packed.stride(), BITS=bits, BLOCK=COLUMNS
+                packed, codes, columns, *packed.stride(), BITS=bits, BLOCK=COLUMNS, enable_fp_fusion=False
             )
     return codes

@@ -15,9 +15,7 @@ from rewright.kernels.rng import reference
 __all__ = ["random_bits", "uniform"]
 
 
-def random_bits(
-    count: int, *, seed: int, counter: int = 0, device: torch.device | str | None = None
-) -> torch.Tensor:
+def random_bits(count: int, *, seed: int, counter: int = 0, device: torch.device | str | None = None) -> torch.Tensor:
     """(count,) int32, every bit pattern equally likely.
 
     seed     the 64-bit key, 0 <= seed < 2^64
@@ -37,9 +35,7 @@ def random_bits(
     return out
 
 
-def uniform(
-    count: int, *, seed: int, counter: int = 0, device: torch.device | str | None = None
-) -> torch.Tensor:
+def uniform(count: int, *, seed: int, counter: int = 0, device: torch.device | str | None = None) -> torch.Tensor:
     """(count,) float32 in [0, 1): the upper 24 of each element's `random_bits`, times 2^-24, so exact.
 
     Arguments and errors are those of `random_bits`.

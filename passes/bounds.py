@@ -10,7 +10,7 @@ from typing import Any
 
 from rewright.passes.errors import BoundError, UsageError
 
-_FORM = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(<=|>=|<|>)\s*([-+0-9.eE]+|inf)\s*")
+_FORM = re.compile(r"\s*((?:\d+\.)?[A-Za-z_][\w.-]*)\s*(<=|>=|<|>)\s*([-+0-9.eE]+|inf)\s*")
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -39,27 +39,38 @@ def check_words(words: Sequence[str]) -> None:
 
 
 def metrics(document: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Every number a run reports: a stage's as `name` and `pass.name`, and the evaluation's."""
-    for stage in document["stages"]:
-        for name, value in (stage["metrics"] or {}).items():
-            if isinstance(value, int | float):
-                yield name, float(value)
-                yield f"{stage['pass']}.{name}", float(value)
-    for name, value in (document["evaluation"] or {}).items():
+    """Every number a run reports: a stage's as `name`, `pass.name` and `2.name`, and the evaluation's as `name`.
+
+    A name that several stages report stands for the last of them.
+    """
+    for number, stage in enumerate(document["stages"], start=1):
+        for name, value in _numbers(stage["metrics"]):
+            yield name, value
+            yield f"{stage['pass']}.{name}", value
+            yield f"{number}.{name}", value
+    yield from _numbers(document["evaluation"])
+
+
+def _numbers(found: dict[str, Any] | None) -> Iterator[tuple[str, float]]:
+    for name, value in (found or {}).items():
         if isinstance(value, int | float):
             yield name, float(value)
 
 
-def hold(words: Sequence[str], document: dict[str, Any]) -> None:
-    """Hold a run's document against its bounds. Raises BoundError, or UsageError for a metric nobody reports."""
+def hold(words: Sequence[str], document: dict[str, Any], missed: str) -> None:
+    """Hold a run's document against its bounds; `missed` is the hint when one is not met.
+
+    Raises BoundError, or UsageError for a metric nobody reports.
+    """
     found = dict(metrics(document))
     for word in words:
         name, sign, limit = _parse(word)
         if name not in found:
+            named = ", ".join(sorted(name for name in found if "." not in name))
             raise UsageError(
                 f"`--require {word}`: no stage reports `{name}`",
-                hint=f"metrics: {', '.join(sorted(found))}; `--eval-text FILE` adds perplexity_ratio and others",
+                hint=f"metrics: {named}; `--eval-text FILE` adds perplexity_ratio and others",
             )
         value = found[name]
         if math.isnan(value) or not _HOLDS[sign](value, limit):
-            raise BoundError(f"`{name}` is {value:.6g}, required {sign} {limit:g}", hint="nothing was published")
+            raise BoundError(f"`{name}` is {value:.6g}, required {sign} {limit:g}", hint=missed)

@@ -14,14 +14,27 @@ STDIN = Path("-")
 
 
 class Inputs:
-    """Option files of one run, each read once; `-` is standard input."""
+    """Option files of one run; `-` is standard input. What is read is what the key was made of, or an error."""
 
     def __init__(self) -> None:
         self._stdin: bytes | None = None
         self._digests: dict[Path, str] = {}
 
     def read(self, path: Path) -> bytes:
-        """The bytes of a file or of standard input. Raises InputError."""
+        """The bytes of a file or of standard input. Raises InputError, also when they changed since the last time."""
+        data = self._bytes(path)
+        digest = hashlib.sha256(data).hexdigest()
+        if self._digests.setdefault(path, digest) != digest:
+            raise InputError(f"`{path}` changed while it was in use", hint="run again, with a file that stays as it is")
+        return data
+
+    def digest(self, path: Path) -> str:
+        """sha256 of the contents, hexadecimal."""
+        if path not in self._digests:
+            self.read(path)
+        return self._digests[path]
+
+    def _bytes(self, path: Path) -> bytes:
         if path == STDIN:
             if self._stdin is None:
                 self._stdin = sys.stdin.buffer.read()
@@ -32,12 +45,6 @@ class Inputs:
             raise InputError(f"`{path}` is a directory, not a text file") from None
         except OSError as error:
             raise InputError(f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}") from None
-
-    def digest(self, path: Path) -> str:
-        """sha256 of the contents, hexadecimal."""
-        if path not in self._digests:
-            self._digests[path] = hashlib.sha256(self.read(path)).hexdigest()
-        return self._digests[path]
 
     def digests_of(self, options: Any) -> dict[str, list[str]]:
         """The digests of every file that a pass's options name, by flag."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rewright.formats.digest import SourceDigest
+from rewright.passes import registry
 from rewright.passes.context import RunOptions
 from rewright.passes.inputs import Inputs
 from rewright.passes.recipe import Stage
-from rewright.passes.spec import to_plain
+from rewright.passes.spec import fields_of, to_plain
 
 
 def record(stages: Sequence[Stage], options: RunOptions, source: SourceDigest, inputs: Inputs) -> dict[str, Any]:
@@ -35,33 +37,55 @@ def key_of(run: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two records, a phrase each: `--bits was 4, is 3`."""
-    said = []
-    if was.get("source") != now.get("source"):
-        said.append("the source's contents changed")
-    said += [
-        f"`--{flag}` was {was.get(flag)}, is {now.get(flag)}"
-        for flag in ("seed", "dtype")
-        if was.get(flag) != now.get(flag)
-    ]
-    before, after = was.get("stages", []), now.get("stages", [])
-    if [stage.get("pass") for stage in before] != [stage["pass"] for stage in after]:
-        names = [" + ".join(str(stage.get("pass")) for stage in stages) for stages in (before, after)]
-        return [*said, f"passes were `{names[0]}`, are `{names[1]}`"]
-    for old, new in zip(before, after, strict=True):
-        if old.get("version") != new["version"]:
-            said.append(f"`{new['pass']}` is version {new['version']}, was {old.get('version')}")
-        options = old.get("options", {})
-        said += [
-            _option(flag, options.get(flag), new["options"].get(flag))
-            for flag in sorted(options.keys() | new["options"].keys())
-            if options.get(flag) != new["options"].get(flag)
-        ]
-    return said
+def differences(was: Any, now: Mapping[str, Any]) -> list[str]:
+    """What differs between two records, a phrase each: `--bits was 4, is 3`; nothing when they are equal.
+
+    `was` comes from a file, and may be anything that JSON can say. Never raises.
+    """
+    if was == now:
+        return []
+    before = was if isinstance(was, dict) else {}
+    said = ["the source's contents changed"] if before.get("source") != now["source"] else []
+    said += [_changed(flag, before.get(flag), now[flag]) for flag in ("seed", "dtype") if before.get(flag) != now[flag]]
+    stages = _stages_of(before)
+    names = [" + ".join(str(stage.get("pass")) for stage in side) for side in (stages, now["stages"])]
+    if names[0] != names[1]:
+        return [*said, f"passes were `{names[0]}`, are `{names[1]}`" if stages else "passes are not on its record"]
+    for old, new in zip(stages, now["stages"], strict=True):
+        said += _stage_differences(old, new)
+    return said or ["it was recorded by another version of Rewright"]
 
 
-def _option(flag: str, was: Any, now: Any) -> str:
-    if any(isinstance(v, list) and v and all(len(str(one)) == 64 for one in v) for v in (was, now)):
-        return f"the contents of `--{flag}` changed"
-    return f"`--{flag}` was {was}, is {now}"
+def _stages_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    stages = record.get("stages")
+    return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+
+
+def _stage_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    name = new["pass"]
+    if old.get("version") != new["version"]:
+        yield f"`{name}` was version {old.get('version')}, is {new['version']}"
+    held = old.get("options")
+    before, after = held if isinstance(held, dict) else {}, new["options"]
+    files = _file_flags(name)
+    for flag in sorted({*before, *after}):
+        one, other = before.get(flag), after.get(flag)
+        if one == other:
+            continue
+        yield f"the contents of `--{flag}` changed" if flag in files else _changed(flag, one, other)
+
+
+def _file_flags(name: str) -> set[str]:
+    """The options of a pass that name files: a record has their digests, which say nothing to a person."""
+    spec = registry.SPECS.get(name)
+    return {item.flag for item in fields_of(spec.options) if item.type is Path} if spec else set()
+
+
+def _changed(flag: str, was: Any, now: Any) -> str:
+    return f"`--{flag}` was {_shown(was)}, is {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not given"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,12 +1,11 @@
-"""A run from source to published destination: keys, resume, stages, bounds."""
+"""A run from source to published destination: what stands there already, the work, the bounds, the publishing."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,18 @@ from typing import Any
 from rewright.formats import publish
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.digest import SourceDigest, source_digest
-from rewright.formats.draft import Draft
-from rewright.formats.errors import ConflictError, Refusal
-from rewright.formats.files import write_file
+from rewright.formats.errors import ConflictError, StorageError
 from rewright.formats.provenance import STAMP, read_stamp
+from rewright.formats.seal import write_stamp
 from rewright.passes import bounds, keys
-from rewright.passes.context import Context, Reporter, RunOptions, find_device, usable_cpus
-from rewright.passes.errors import InputError, StaleError
+from rewright.passes.context import Reporter, RunOptions, Silent, find_device, usable_cpus
+from rewright.passes.errors import BoundError, InputError, StaleError, UsageError
 from rewright.passes.inputs import Inputs
-from rewright.passes.journal import Journal
-from rewright.passes.machine import libraries, set_threads, version
+from rewright.passes.machine import version
 from rewright.passes.recipe import Stage
 from rewright.passes.spec import Estimate, Layout, to_plain
-
-RUN_RECORD = "run.json"
+from rewright.passes.stages import Chain, carry_out, named
+from rewright.passes.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,83 +38,124 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class _Survey:
+    """What a run finds: its source, its key, what stands at the destination and what lies beside it."""
+
     source: Checkpoint
     inputs: Inputs
     digest: SourceDigest
     record: dict[str, Any]
     key: str
     stamp: dict[str, Any] | None
-    partial: dict[str, Any] | None
-
-
-def layout_of(source: Checkpoint) -> Layout:
-    """A checkpoint's headers as estimates want them."""
-    tensors = {name: (entry.dtype, tuple(entry.shape)) for name, entry in source.entries.items()}
-    return Layout(tensors, source.config or {})
-
-
-def _prepare(run: Run) -> _Prepared:
-    publish.check_apart(run.src, run.dst)
-    source = Checkpoint.open(run.src)
-    stamp = _stamp_at(run.dst)
-    partial = _read_run_record(publish.partial_path(run.dst))
-    inputs = Inputs()
-    known = (partial or stamp or {}).get("source", {}).get("files")
-    digest = source_digest(source, known)
-    record = keys.record(run.stages, run.options, digest, inputs)
-    return _Prepared(source, inputs, digest, record, keys.key_of(record), stamp, partial)
-
-
-def _stamp_at(folder: Path) -> dict[str, Any] | None:
-    return read_stamp(folder) if folder.is_dir() else None
-
-
-def _read_run_record(partial: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        record = json.loads((partial / RUN_RECORD).read_bytes())
-        return record if isinstance(record, dict) else None
-    return None
-
-
-def _state(run: Run, prepared: _Prepared) -> str:
-    if prepared.stamp and prepared.stamp.get("key") == prepared.key and _complete(run.dst, prepared.stamp):
-        return "up-to-date"
-    if prepared.partial and prepared.partial.get("key") == prepared.key:
-        return "resume"
-    return "stale" if run.dst.exists() else "fresh"
-
-
-def _complete(dst: Path, stamp: dict[str, Any]) -> bool:
-    """Whether every file the stamp lists is there at its size; `verify` reads the bytes too."""
-    for name, facts in stamp.get("files", {}).items():
-        try:
-            if (dst / name).stat().st_size != facts["size"]:
-                return False
-        except OSError:
-            return False
-    return True
+    work: Workspace
 
 
 def plan(run: Run) -> dict[str, Any]:
     """What `execute` would do, from headers: the same document, with nothing done and nothing written."""
     from rewright.passes.rates import seconds_of
 
-    prepared = _prepare(run)
-    return _document(run, prepared, _state(run, prepared), seconds_of)
+    bounds.check_words(run.options.require)
+    survey = _survey(run, Silent())
+    return _document(run, survey, _state(run, survey), seconds_of)
+
+
+def execute(run: Run, reporter: Reporter) -> dict[str, Any]:
+    """Carry a run out and publish its result; returns the filled document.
+
+    Nothing appears at the destination before everything is done. Raises a Refusal of the kind that applies;
+    partial work stays beside the destination, and the same run continues it. With `check` only StaleError tells
+    that there is work to do.
+    """
+    started = time.monotonic()
+    bounds.check_words(run.options.require)
+    survey = _survey(run, reporter)
+    if run.options.check:
+        _refuse_stale(run, survey)
+    document = _document(run, survey, _state(run, survey))
+    if not run.options.check and (run.options.force or not _is_current(run, survey)):
+        with publish.lock(run.dst):
+            # another run may have finished while this one looked around
+            survey = replace(survey, stamp=_stamp_at(run.dst), work=Workspace.beside(run.dst))
+            if run.options.force or not _is_current(run, survey):
+                _build(run, survey, document, reporter)
+                reporter.event("published", destination=str(run.dst), key=survey.key)
+                return {**document, "state": "done", "seconds": round(time.monotonic() - started, 3)}
+    _stand(run, survey, document, reporter)
+    reporter.info(f"`{run.dst}` is up to date")
+    return {**document, "state": "up-to-date", "seconds": round(time.monotonic() - started, 3)}
+
+
+def _survey(run: Run, reporter: Reporter) -> _Survey:
+    publish.check_apart(run.src, run.dst)
+    source = Checkpoint.open(run.src)
+    stamp, work = _stamp_at(run.dst), Workspace.beside(run.dst)
+    known = {**_known_files(stamp, source), **_known_files(work.record, source)}
+    with reporter.progress("read the source, MB", source.total_bytes / 1e6) as bar:
+        digest = source_digest(source, known, lambda count: bar.advance(count / 1e6))
+    inputs = Inputs()
+    record = keys.record(run.stages, run.options, digest, inputs)
+    return _Survey(source, inputs, digest, record, keys.key_of(record), stamp, work)
+
+
+def _stamp_at(folder: Path) -> dict[str, Any] | None:
+    return read_stamp(folder) if folder.is_dir() else None
+
+
+def _place(source: Checkpoint) -> str:
+    """Stands for where a source is, without saying it: other models may have files of equal sizes and times."""
+    return hashlib.sha256(os.fsencode(os.path.realpath(source.path))).hexdigest()
+
+
+def _source_facts(source: Checkpoint, digest: SourceDigest) -> dict[str, Any]:
+    return {"place": _place(source), "digest": digest.digest, "files": digest.files}
+
+
+def _known_files(record: Mapping[str, Any] | None, source: Checkpoint) -> dict[str, dict[str, Any]]:
+    """What a stamp or a record of partial work knows of the files of the source that is at the same place."""
+    facts = (record or {}).get("source")
+    if not isinstance(facts, dict) or facts.get("place") != _place(source) or not isinstance(facts.get("files"), dict):
+        return {}
+    return {name: file for name, file in facts["files"].items() if isinstance(file, dict) and {"sha256"} <= file.keys()}
+
+
+def _state(run: Run, survey: _Survey) -> str:
+    if _is_current(run, survey) and not run.options.force:
+        return "up-to-date"
+    if survey.work.continues(survey.key, run.options.force) and not survey.work.is_left_over(run.dst):
+        return "resume"
+    return "fresh" if _is_free(run.dst) else "stale"
+
+
+def _is_current(run: Run, survey: _Survey) -> bool:
+    """Whether the destination is what this run would make, with every file at its size; `verify` reads the bytes."""
+    stamp = survey.stamp
+    if stamp is None or stamp.get("key") != survey.key:
+        return False
+    try:
+        whole = all((run.dst / name).stat().st_size == facts["size"] for name, facts in stamp["files"].items())
+        return whole and [made["pass"] for made in stamp["stages"]] == [stage.spec.name for stage in run.stages]
+    except (OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_free(dst: Path) -> bool:
+    return not os.path.lexists(dst) or (dst.is_dir() and not any(dst.iterdir()))
 
 
 def _document(
     run: Run,
-    prepared: _Prepared,
+    survey: _Survey,
     state: str,
     seconds_of: Callable[[Estimate, RunOptions], float] | None = None,
 ) -> dict[str, Any]:
+    """The document of a run with nothing done yet. Raises what the passes refuse at the sight of the headers."""
     stages: list[dict[str, Any]] = []
-    layout = layout_of(prepared.source)
-    for stage in run.stages:
-        _check_wants(stage, prepared.source)
-        guess = stage.spec.estimate(stage.options, layout)
+    tensors = {name: (entry.dtype, tuple(entry.shape)) for name, entry in survey.source.entries.items()}
+    layout = Layout(tensors, survey.source.config or {})
+    for number, stage in enumerate(run.stages, start=1):
+        with named(number, run.stages):
+            _check_wants(stage, survey.source)
+            guess = stage.spec.estimate(stage.options, layout)
         layout = guess.layout
         stages.append(
             {
@@ -139,12 +177,17 @@ def _document(
         "rewright": version(),
         "source": str(run.src),
         "destination": str(run.dst),
-        "key": prepared.key,
+        "key": survey.key,
         "state": state,
         "stages": stages,
         "evaluation": None,
         "seconds": None,
     }
+
+
+def _fill(document: dict[str, Any], made: list[dict[str, Any]]) -> None:
+    for shown, record in zip(document["stages"], made, strict=True):
+        shown["metrics"], shown["seconds"] = record.get("metrics"), record.get("seconds")
 
 
 def _check_wants(stage: Stage, source: Checkpoint) -> None:
@@ -155,225 +198,164 @@ def _check_wants(stage: Stage, source: Checkpoint) -> None:
         )
 
 
-def execute(run: Run, reporter: Reporter) -> dict[str, Any]:
-    """Carry a run out and publish its result; returns the filled document.
-
-    Nothing appears at the destination before everything is done. Raises a Refusal of the kind that applies;
-    partial work stays beside the destination, and the same run continues it.
-    """
-    started = time.monotonic()
-    bounds.check_words(run.options.require)
-    prepared = _prepare(run)
-    state = _state(run, prepared)
-    if run.options.check and state != "up-to-date":
-        raise StaleError(f"`{run.dst}` is not up to date: {_why_stale(run, prepared)}")
-    if state == "up-to-date" and (run.options.check or not run.options.force):
-        return _stand(run, prepared, reporter)
-    document = _document(run, prepared, state)
-    for warning in prepared.source.warnings:
-        reporter.warn(warning)
-    with publish.lock(run.dst):
-        # another run may have finished while this one waited to look
-        prepared = replace(prepared, stamp=_stamp_at(run.dst), partial=_read_run_record(publish.partial_path(run.dst)))
-        if _state(run, prepared) == "up-to-date" and not run.options.force:
-            return _stand(run, prepared, reporter)
-        _refuse_destination(run, prepared)
-        work = _open_partial(run, prepared, document)
-        final = _stages(run, prepared, document, work, reporter)
-        if run.options.eval_text is not None:
-            document["evaluation"] = _evaluate(run, final, prepared.inputs, reporter)
-            _restamp(final, document["evaluation"])
-        bounds.hold(run.options.require, document)
-        publish.publish(final, run.dst, replace=run.dst.exists())
-        publish.discard(work)
-    document["state"] = "done"
-    document["seconds"] = round(time.monotonic() - started, 3)
-    reporter.event("published", destination=str(run.dst), key=prepared.key)
-    return document
+def _refuse_stale(run: Run, survey: _Survey) -> None:
+    """Raise StaleError when there is work to do, be it only scoring."""
+    if not _is_current(run, survey):
+        raise StaleError(f"`{run.dst}` is not up to date: {_why_stale(run, survey)}")
+    text = run.options.eval_text
+    if text is not None and _known_scores(survey.stamp, survey.inputs.digest(text)) is None:
+        raise StaleError(f"`{run.dst}` has no scores on `{text}`")
 
 
-def _stand(run: Run, prepared: _Prepared, reporter: Reporter) -> dict[str, Any]:
-    """The destination is current: say so, hold it against the bounds, touch its stamp."""
-    stamp = prepared.stamp or {}
-    document = _document(run, prepared, "up-to-date")
-    for shown, made in zip(document["stages"], stamp["stages"], strict=True):
-        shown["metrics"], shown["seconds"] = made.get("metrics"), made.get("seconds")
+def _why_stale(run: Run, survey: _Survey) -> str:
+    if survey.stamp is None:
+        return "nothing is there" if _is_free(run.dst) else "what is there is not Rewright's"
+    return "; ".join(keys.differences(survey.stamp.get("run"), survey.record)) or "files are missing or changed"
+
+
+def _stand(run: Run, survey: _Survey, document: dict[str, Any], reporter: Reporter) -> None:
+    """The destination is current: fill the document from its stamp, hold it to the bounds, touch it."""
+    assert survey.stamp is not None
+    _fill(document, survey.stamp["stages"])
+    source = survey.stamp.get("source")
+    learnt = _source_facts(survey.source, survey.digest)
+    stamp = {**survey.stamp, "source": {**source, **learnt} if isinstance(source, dict) else learnt}
     if run.options.eval_text is not None:
-        known = stamp.get("evaluation")
-        if known and known["text"]["digest"] == prepared.inputs.digest(run.options.eval_text):
-            document["evaluation"] = known
-        else:
-            document["evaluation"] = _evaluate(run, run.dst, prepared.inputs, reporter)
-    bounds.hold(run.options.require, document)
+        threads = run.options.threads or usable_cpus()
+        stamp["evaluation"] = document["evaluation"] = _scores(run, survey, run.dst, threads, reporter)
+    bounds.hold(run.options.require, document, missed=f"`{run.dst}` stays as it is")
     if not run.options.check:
-        os.utime(run.dst / STAMP)
-        if prepared.partial and prepared.partial.get("key") == prepared.key:
-            publish.discard(publish.partial_path(run.dst))
-    reporter.info(f"`{run.dst}` is up to date")
-    return document
+        _touch(run.dst, survey, stamp, reporter)
 
 
-def _why_stale(run: Run, prepared: _Prepared) -> str:
-    if prepared.stamp is None:
-        return "nothing of Rewright's is there"
-    differing = keys.differences(prepared.stamp.get("run", {}), prepared.record)
-    return "; ".join(differing) or "files are missing or changed"
+def _touch(dst: Path, survey: _Survey, stamp: dict[str, Any], reporter: Reporter) -> None:
+    """Give the stamp of a current destination the time of day, and what was learnt since; delete what a kill left."""
+    try:
+        if stamp == survey.stamp and not survey.work.is_left_over(dst):
+            os.utime(dst / STAMP)
+            return
+        with publish.lock(dst):
+            if _stamp_at(dst) == survey.stamp:
+                write_stamp(dst, stamp)
+            if survey.work.is_left_over(dst):
+                survey.work.drop()
+    except (OSError, ConflictError, StorageError) as error:
+        # It is up to date all the same, be it on a read-only disk.
+        reporter.warn(f"the stamp was not touched: {error}")
 
 
-def _refuse_destination(run: Run, prepared: _Prepared) -> None:
+def _build(run: Run, survey: _Survey, document: dict[str, Any], reporter: Reporter) -> None:
+    """Do the work, fill the document and publish the result; the caller holds the lock."""
+    _refuse_destination(run, survey)
+    for warning in survey.source.warnings:
+        reporter.warn(warning)
+    find_device(run.options.device)
+    resumes = _state(run, survey) == "resume"
+    work = _continue(run, survey, reporter) if resumes else _begin(run, survey, document)
+    source = {
+        "name": survey.source.path.name,
+        **_source_facts(survey.source, survey.digest),
+        "stages": (survey.source.stamp or {}).get("stages", []),
+    }
+    chain = Chain(
+        stages=run.stages,
+        options=run.options,
+        inputs=survey.inputs,
+        threads=work.threads,
+        workspace=work,
+        head={"rewright": version(), "schema": 1, "key": survey.key, "run": survey.record, "source": source},
+        reporter=reporter,
+    )
+    try:
+        final, made = carry_out(chain, survey.source)
+    except (UsageError, InputError, BoundError):
+        # the same run would end the same way, and one with other options must not find this work in its way
+        if not resumes and not work.finished([stage.spec.name for stage in run.stages])[0]:
+            work.drop()
+        raise
+    _fill(document, made)
+    _refuse_changed_source(run, survey)
+    if run.options.eval_text is not None:
+        scores = document["evaluation"] = _scores(run, survey, final, work.threads, reporter)
+        stamp = read_stamp(final) or {}
+        if stamp.get("evaluation") != scores:
+            write_stamp(final, {**stamp, "evaluation": scores})
+    kept = "nothing was published; the work is kept, and the same run with another bound goes on from it"
+    bounds.hold(run.options.require, document, missed=kept)
+    _refuse_destination(run, replace(survey, stamp=_stamp_at(run.dst), work=work))
+    work.publish(final, run.dst, replace=os.path.lexists(run.dst))
+
+
+def _refuse_destination(run: Run, survey: _Survey) -> None:
     """What stands at the destination or beside it, and may not be replaced. Raises ConflictError."""
     dst, options = run.dst, run.options
-    if dst.exists() and prepared.stamp is None and not (dst.is_dir() and not any(dst.iterdir())):
+    if survey.stamp is None and not _is_free(dst):
         raise ConflictError(f"`{dst}` exists and is not Rewright's", hint="choose another destination")
-    if prepared.stamp is not None and not (options.force or options.update):
+    if survey.stamp is not None and not (options.force or options.update):
         raise ConflictError(
-            f"`{dst}` exists and differs: {_why_stale(run, prepared)}",
+            f"`{dst}` exists and differs: {_why_stale(run, survey)}",
             hint="add `--update` to replace it, or choose another destination",
         )
-    if prepared.partial is not None and not options.force and prepared.partial.get("key") != prepared.key:
-        differing = keys.differences(prepared.partial.get("run", {}), prepared.record)
-        raise ConflictError(
-            f"partial work at `{publish.partial_path(dst)}` is from another run: {'; '.join(differing)}",
-            hint="repeat that run to finish it, or add `--force` to drop it",
-        )
+    work = survey.work
+    others = work.holds_work() and not work.continues(survey.key, options.force)
+    if others and not options.force and not work.is_left_over(dst):
+        work.refuse_other(survey.record)
 
 
-def _open_partial(run: Run, prepared: _Prepared, document: dict[str, Any]) -> Path:
-    """The folder of partial work, continued or new; a new one is begun when there is room for what it will hold."""
-    work = publish.partial_path(run.dst)
-    if prepared.partial is not None and prepared.partial.get("key") == prepared.key and not run.options.force:
-        return work
-    publish.discard(work)
-    publish.ensure_room(run.dst, max(stage["output_bytes"] for stage in document["stages"]))
-    record = {
-        "key": prepared.key,
-        "run": prepared.record,
-        "threads": run.options.threads or usable_cpus(),
-        "source": {"files": prepared.digest.files},
-    }
-    write_file(work / RUN_RECORD, json.dumps(record, indent=1).encode())
+def _continue(run: Run, survey: _Survey, reporter: Reporter) -> Workspace:
+    """The partial work as it stands, with the number of threads it was begun with."""
+    work = survey.work
+    if run.options.threads not in (None, work.threads):
+        reporter.warn(f"going on with {work.threads} threads, as the run was begun: another number rounds otherwise")
     return work
 
 
-def _stages(run: Run, prepared: _Prepared, document: dict[str, Any], work: Path, reporter: Reporter) -> Path:
-    threads = (_read_run_record(work) or {}).get("threads") or usable_cpus()
-    source, previous = prepared.source, None
-    made: list[dict[str, Any]] = []
-    folder = work
-    for number, stage in enumerate(run.stages, start=1):
-        folder = work / f"{number}-{stage.spec.name}"
-        stamp = _stamp_at(folder)
-        if stamp is None:
-            with _named(number, stage, len(run.stages)):
-                draft = Draft(folder)
-                made.append(_one_stage(run, prepared, stage, source, draft, threads, reporter))
-                draft.seal(_stamp(prepared, made))
-        else:
-            made = stamp["stages"]
-        document["stages"][number - 1].update(metrics=made[-1]["metrics"], seconds=made[-1]["seconds"])
-        if previous is not None:
-            publish.discard(previous)
-        source, previous = Checkpoint.open(folder), folder
-    return folder
-
-
-@contextlib.contextmanager
-def _named(number: int, stage: Stage, count: int) -> Iterator[None]:
-    """In a chain a refusal says which stage it comes from."""
-    try:
-        yield
-    except Refusal as refusal:
-        if count > 1 and not refusal.message.startswith("stage "):
-            refusal.message = f"stage {number} ({stage.spec.name}): {refusal.message}"
-            refusal.args = (refusal.message,)
-        raise
-
-
-def _one_stage(
-    run: Run,
-    prepared: _Prepared,
-    stage: Stage,
-    source: Checkpoint,
-    draft: Draft,
-    threads: int,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    """Run one pass into its draft; returns its record for the stamp."""
-    from rewright.kernels import dispatch
-
-    started = time.monotonic()
-    scratch = draft.path.with_name(draft.path.name + ".work")
-    scratch.mkdir(exist_ok=True)
-    set_threads(threads)
-    context = Context(
-        seed=run.options.seed,
-        device=find_device(run.options.device),
-        dtype=run.options.dtype,
-        threads=threads,
-        reporter=reporter,
-        journal=Journal(scratch / "journal.jsonl"),
-        inputs=prepared.inputs,
-        work=scratch,
+def _begin(run: Run, survey: _Survey, document: dict[str, Any]) -> Workspace:
+    """A new folder of partial work, if there is room for what it will hold. Raises StorageError."""
+    survey.work.drop()
+    sizes = [stage["output_bytes"] for stage in document["stages"]]
+    # a stage's input stays until the stage is done
+    publish.ensure_room(run.dst, max(map(sum, zip([0, *sizes], sizes, strict=False))))
+    return survey.work.begin(
+        {
+            "key": survey.key,
+            "run": survey.record,
+            "forced": run.options.force,
+            "threads": run.options.threads or usable_cpus(),
+            "source": _source_facts(survey.source, survey.digest),
+        }
     )
-    reporter.event("stage", name=stage.spec.name, options=to_plain(stage.options))
-    dispatch.reset_tally()
-    work: Callable[..., dict[str, Any]] = stage.spec.load()
-    # `auto` leaves the choice to the environment
-    forced = run.options.kernels != "auto"
-    with dispatch.use(run.options.kernels) if forced else contextlib.nullcontext():
-        metrics = work(context, stage.options, source, draft)
-    publish.discard(scratch)
-    return {
-        "pass": stage.spec.name,
-        "version": stage.spec.version,
-        "options": to_plain(stage.options),
-        "files": prepared.inputs.digests_of(stage.options),
-        "seed": run.options.seed,
-        "dtype": run.options.dtype,
-        "device": str(context.device),
-        "threads": threads,
-        "kernels": dispatch.tally(),
-        "libraries": libraries(),
-        "metrics": metrics,
-        "seconds": round(time.monotonic() - started, 3),
-    }
 
 
-def _stamp(prepared: _Prepared, made: list[dict[str, Any]]) -> dict[str, Any]:
-    source = {
-        "name": prepared.source.path.name,
-        "digest": prepared.digest.digest,
-        "files": prepared.digest.files,
-        "stages": (prepared.source.stamp or {}).get("stages", []),
-    }
-    return {
-        "rewright": version(),
-        "schema": 1,
-        "key": prepared.key,
-        "run": prepared.record,
-        "source": source,
-        "stages": made,
-    }
+def _refuse_changed_source(run: Run, survey: _Survey) -> None:
+    """Raise InputError when the source is no longer what the key was made of."""
+    if source_digest(Checkpoint.open(run.src), survey.digest.files).digest != survey.digest.digest:
+        raise InputError(f"`{run.src}` changed while it was read", hint="run again with `--force`")
 
 
-def _evaluate(run: Run, result: Path, inputs: Inputs, reporter: Reporter) -> dict[str, Any]:
+def _known_scores(stamp: Mapping[str, Any] | None, digest: str) -> dict[str, Any] | None:
+    """The scores that a stamp holds on the text of this digest."""
+    scores = (stamp or {}).get("evaluation")
+    text = scores.get("text") if isinstance(scores, dict) else None
+    return scores if isinstance(text, dict) and text.get("digest") == digest else None
+
+
+def _scores(run: Run, survey: _Survey, result: Path, threads: int, reporter: Reporter) -> dict[str, Any]:
+    """The result's scores on `--eval-text` beside the source's: those in its stamp, or newly taken."""
+    text = run.options.eval_text
+    assert text is not None
+    known = _known_scores(_stamp_at(result), survey.inputs.digest(text))
+    if known is not None:
+        return known
     from rewright.passes.evaluate import evaluate
 
     return evaluate(
         result,
-        text=run.options.eval_text,
+        text=text,
         compare=run.src,
         device=run.options.device,
         dtype=run.options.dtype,
-        threads=run.options.threads,
+        threads=threads,
         reporter=reporter,
-        inputs=inputs,
+        inputs=survey.inputs,
     )
-
-
-def _restamp(folder: Path, evaluation: dict[str, Any]) -> None:
-    """Add the scores to a sealed stage, so that a second run need not take them again."""
-    stamp = read_stamp(folder)
-    assert stamp is not None
-    stamp["evaluation"] = evaluation
-    write_file(folder / STAMP, json.dumps(stamp, indent=1).encode() + b"\n")

@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rewright.passes.context import RunOptions, find_device
+from rewright.formats.errors import StorageError
+from rewright.formats.files import write_file
+from rewright.passes.context import RunOptions, find_device, usable_cpus
+from rewright.passes.machine import set_threads
 from rewright.passes.spec import Estimate
 
 
@@ -48,17 +51,21 @@ def _rates(options: RunOptions) -> dict[str, float]:
 
     device = find_device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    threads = options.threads or torch.get_num_threads()
+    threads = options.threads or usable_cpus()
     key = f"{platform.node()} {name or platform.machine()} {threads} {torch.__version__}"
-    known: dict[str, dict[str, float]] = {}
+    known: Any = None
     with contextlib.suppress(OSError, ValueError):
         known = json.loads(_cache().read_bytes())
-    if key not in known:
-        known[key] = _measure(device)
-        with contextlib.suppress(OSError):
-            _cache().parent.mkdir(parents=True, exist_ok=True)
-            _cache().write_text(json.dumps(known))
-    return known[key]
+    known = known if isinstance(known, dict) else {}
+    found = known.get(key)
+    if isinstance(found, dict) and all(isinstance(found.get(of), float) and found[of] > 0 for of in ("flops", "bytes")):
+        return found
+    set_threads(threads)
+    known[key] = _measure(device)
+    # a cache: where it cannot be kept, the next dry run measures again
+    with contextlib.suppress(StorageError):
+        write_file(_cache(), json.dumps(known).encode())
+    return dict(known[key])
 
 
 def seconds_of(guess: Estimate, options: RunOptions) -> float:

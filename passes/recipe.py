@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewright.passes import registry
-from rewright.passes.errors import UsageError
+from rewright.passes.errors import InputError, UsageError
 from rewright.passes.spec import Spec, fields_of, from_plain, to_plain
 
 
@@ -24,43 +24,47 @@ def parse(text: str, sets: Sequence[str] = ()) -> tuple[Stage, ...]:
     """The stages of a recipe, changed by `pass.option=value` or `number.option=value`. Raises UsageError."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the recipe is not TOML: {error}") from None
     unknown = set(document) - {"stage"}
     tables = document.get("stage")
     if unknown or not isinstance(tables, list) or not tables:
         what = f"has `{min(unknown)}`" if unknown else "has no stage"
         raise UsageError(f"the recipe {what}", hint='a recipe is `[[stage]]` tables, each with `pass = "NAME"`')
+    for number, table in enumerate(tables, start=1):
+        if not isinstance(table, dict) or not isinstance(table.get("pass"), str):
+            raise UsageError(f'stage {number} has no `pass = "NAME"`')
     for word in sets:
         _apply(tables, word)
-    return tuple(_stage(number, table) for number, table in enumerate(tables, start=1))
+    return tuple(
+        make(number, table["pass"], {key: value for key, value in table.items() if key != "pass"})
+        for number, table in enumerate(tables, start=1)
+    )
 
 
 def _apply(tables: list[dict[str, Any]], word: str) -> None:
-    target, _, value = word.partition("=")
-    stage, dot, option = target.partition(".")
-    if not (dot and option and "=" in word):
-        raise UsageError(f"`--set {word}` is not `pass.option=value`")
-    chosen = [t for n, t in enumerate(tables, start=1) if stage in (str(n), t.get("pass"))]
-    if len(chosen) != 1:
-        names = ", ".join(f"{n} ({t.get('pass')})" for n, t in enumerate(tables, start=1))
-        raise UsageError(
-            f"`--set {word}` names {'no stage' if not chosen else 'several stages'}", hint=f"stages: {names}"
-        )
+    """Change one option of one stage, as `--set` says."""
+    target, equals, value = word.partition("=")
+    stage, _, option = target.partition(".")
     option = option.replace("_", "-")
+    if not (option and equals) or option == "pass":
+        raise UsageError(f"`--set {word}` is not `pass.option=value`")
+    chosen = [table for number, table in enumerate(tables, start=1) if stage in (str(number), table["pass"])]
+    if len(chosen) != 1:
+        names = ", ".join(f"{number} ({table['pass']})" for number, table in enumerate(tables, start=1))
+        raise UsageError(f"`--set {word}` names {'several stages' if chosen else 'no stage'}", hint=f"stages: {names}")
     for spelled in [key for key in chosen[0] if key.replace("_", "-") == option]:
         del chosen[0][spelled]
+    chosen[0][option] = _value(value)
+
+
+def _value(text: str) -> Any:
+    """A quoted text or a list as TOML has them; any other word as it stands, for the option to read."""
     try:
-        chosen[0][option] = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        chosen[0][option] = value
-
-
-def _stage(number: int, table: Any) -> Stage:
-    name = table.get("pass") if isinstance(table, dict) else None
-    if not isinstance(name, str):
-        raise UsageError(f'stage {number} has no `pass = "NAME"`')
-    return make(number, name, {key: value for key, value in table.items() if key != "pass"})
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return parsed["value"] if len(parsed) == 1 and isinstance(parsed["value"], str | list) else text
 
 
 def make(number: int, name: str, plain: Mapping[str, Any]) -> Stage:
@@ -114,7 +118,14 @@ def _option_words(flag: str, plain: Any, negative: str | None) -> list[str]:
 
 
 def stages_of_stamp(stamp: Mapping[str, Any]) -> tuple[Stage, ...]:
-    """The stages that made a stamped checkpoint."""
-    return tuple(
-        make(number, record["pass"], record["options"]) for number, record in enumerate(stamp["stages"], start=1)
-    )
+    """The stages that made a stamped checkpoint.
+
+    Raises InputError when the stamp does not say, UsageError when this version has no such pass or option.
+    """
+    try:
+        said = [(record["pass"], dict(record["options"])) for record in stamp["stages"]]
+    except (KeyError, TypeError, ValueError):
+        said = []
+    if not said:
+        raise InputError("the stamp does not say which passes made the checkpoint")
+    return tuple(make(number, name, options) for number, (name, options) in enumerate(said, start=1))

@@ -1,0 +1,140 @@
+"""The stages of a run, one after the other: each a pass that makes a checkpoint of the one before."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewright.formats import publish
+from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.draft import Draft
+from rewright.formats.errors import Refusal
+from rewright.formats.files import storage
+from rewright.passes.context import Context, Reporter, RunOptions, find_device
+from rewright.passes.errors import BoundError, UsageError
+from rewright.passes.inputs import Inputs
+from rewright.passes.journal import Journal
+from rewright.passes.machine import libraries, set_threads
+from rewright.passes.recipe import Stage
+from rewright.passes.spec import Metrics, to_plain
+from rewright.passes.workspace import JOURNAL, Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """Stages to carry out in a workspace. `head` is what the stamp of each begins with."""
+
+    stages: Sequence[Stage]
+    options: RunOptions
+    inputs: Inputs
+    threads: int
+    workspace: Workspace
+    head: Mapping[str, Any]
+    reporter: Reporter
+
+
+def carry_out(chain: Chain, source: Checkpoint) -> tuple[Path, list[dict[str, Any]]]:
+    """Run what is not done yet; returns the last stage's checkpoint and the records of all stages.
+
+    A stage's input is deleted when the stage is done, and at most two are on the disk at a time.
+    """
+    names = [stage.spec.name for stage in chain.stages]
+    done, made = chain.workspace.finished(names)
+    _delete_before(chain.workspace, names, done)
+    for number in range(done + 1, len(names) + 1):
+        folder = chain.workspace.folder(number, names[number - 1])
+        if number > 1:
+            source = Checkpoint.open(chain.workspace.folder(number - 1, names[number - 2]))
+        with named(number, chain.stages):
+            draft = Draft(folder)
+            made = [*made, _carry_out_one(chain, number, source, draft)]
+            draft.seal({**chain.head, "stages": made})
+        _delete_before(chain.workspace, names, number)
+    return chain.workspace.folder(len(names), names[-1]), made
+
+
+def _delete_before(workspace: Workspace, names: Sequence[str], done: int) -> None:
+    """Delete what nobody needs when `done` stages are: their journals, and all but the last one's checkpoint."""
+    for number in range(1, done + 1):
+        publish.discard(workspace.scratch(number, names[number - 1]))
+        if number < done:
+            publish.discard(workspace.folder(number, names[number - 1]))
+
+
+@contextlib.contextmanager
+def named(number: int, stages: Sequence[Stage]) -> Iterator[None]:
+    """In a chain of several, a refusal says which stage it comes from."""
+    try:
+        yield
+    except Refusal as refusal:
+        if len(stages) > 1:
+            refusal.message = f"stage {number} ({stages[number - 1].spec.name}): {refusal.message}"
+        raise
+
+
+def _carry_out_one(chain: Chain, number: int, source: Checkpoint, draft: Draft) -> dict[str, Any]:
+    """Run one pass into its draft, on from its journal; returns its record for the stamp."""
+    from rewright.kernels import dispatch
+
+    stage, options = chain.stages[number - 1], chain.options
+    scratch = chain.workspace.scratch(number, stage.spec.name)
+    with storage(scratch):
+        scratch.mkdir(exist_ok=True)
+    dispatch.reset_tally()
+    journal = Journal(scratch / JOURNAL, ran=_ran)
+    set_threads(chain.threads)
+    context = Context(
+        seed=options.seed,
+        device=find_device(options.device),
+        dtype=options.dtype,
+        threads=chain.threads,
+        reporter=chain.reporter,
+        journal=journal,
+        inputs=chain.inputs,
+        work=scratch,
+    )
+    chain.reporter.event("stage", number=number, name=stage.spec.name, options=to_plain(stage.options))
+    metrics = _work(stage, options.kernels, context, source, draft)
+    return {
+        "pass": stage.spec.name,
+        "version": stage.spec.version,
+        "options": to_plain(stage.options),
+        "files": chain.inputs.digests_of(stage.options),
+        "seed": options.seed,
+        "dtype": options.dtype,
+        "device": str(context.device),
+        "threads": chain.threads,
+        "kernels": journal.ran,
+        "libraries": libraries(),
+        "metrics": metrics,
+        "seconds": round(journal.seconds, 3),
+    }
+
+
+def _work(stage: Stage, kernels: str, context: Context, source: Checkpoint, draft: Draft) -> Metrics:
+    """Call the pass. Raises BoundError for a metric that is not finite."""
+    from rewright.kernels import dispatch
+
+    run = stage.spec.load()
+    # `auto` leaves the choice to the environment
+    chosen = contextlib.nullcontext() if kernels == "auto" else dispatch.use(kernels)
+    try:
+        with chosen:
+            metrics = run(context, stage.options, source, draft)
+    except dispatch.KernelError as error:
+        raise UsageError(error.message, hint=error.hint) from error
+    for name, value in metrics.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BoundError(f"`{name}` came out as {value}", hint="try `--dtype f32`, or check the source")
+    return metrics
+
+
+def _ran() -> dict[str, list[str]]:
+    """For each op the implementations that have run."""
+    from rewright.kernels import dispatch
+
+    return {op: [name for name, count in counts.items() if count] for op, counts in dispatch.tally().items()}

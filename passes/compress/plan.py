@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -191,17 +191,17 @@ def _specs(
     return tuple(specs)
 
 
-def table(plan: Plan, options: CompressOptions) -> Iterator[dict[str, Any]]:
-    """One row a matrix, as `--dry-run` and the report show it."""
+def table(plan: Plan, options: CompressOptions) -> list[dict[str, Any]]:
+    """One row for matrices that differ by their layer alone, as `--dry-run` shows it."""
+    counts = Counter[tuple[str, int, int, int | str | None]]()
     for matrix in plan.matrices:
-        yield {
-            "name": matrix.name,
-            "layer": matrix.layer,
-            "rows": matrix.rows,
-            "columns": matrix.columns,
-            "bits": options.bits,
-            "group_size": (matrix.group or "channel") if options.bits < 16 else None,
-        }
+        name = matrix.name.replace(f".{matrix.layer}.", ".*.", 1)
+        group = None if options.bits == 16 else matrix.group or "channel"
+        counts[name, matrix.rows, matrix.columns, group] += 1
+    return [
+        {"name": name, "layers": count, "rows": rows, "columns": columns, "bits": options.bits, "group_size": group}
+        for (name, rows, columns, group), count in counts.items()
+    ]
 
 
 def estimate(options: CompressOptions, layout: Layout) -> Estimate:
@@ -236,7 +236,7 @@ def estimate(options: CompressOptions, layout: Layout) -> Estimate:
         peak_device_bytes=statistics + working + 4 * embedding,
         flops=flops,
         bytes_moved=moved,
-        details={"matrices": list(table(plan, options)), "skipped": list(plan.skipped)},
+        details={"matrices": table(plan, options), "skipped": list(plan.skipped)},
     )
 
 

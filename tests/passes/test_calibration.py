@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.passes.conftest import DATA, STORIES
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.passes import calibration
 from rewright.passes.errors import InputError
 from rewright.passes.inputs import Inputs
 from rewright.passes.loading import load_tokenizer
+from tests.passes.conftest import DATA, STORIES
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.passes.conftest import STORIES, TINY
 from transformers import AutoModelForCausalLM
 
 from rewright.formats.checkpoint import Checkpoint
@@ -17,6 +16,7 @@ from rewright.passes.errors import InputError
 from rewright.passes.loading import Assembly, load
 from rewright.passes.models.families import family_of
 from rewright.passes.walk import Walk
+from tests.passes.conftest import STORIES, TINY
 
 CPU = torch.device("cpu")
 

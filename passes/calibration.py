@@ -41,32 +41,43 @@ def documents(data: bytes, name: str, *, lines: bool) -> list[str]:
 
     A byte-order mark is dropped, CRLF is LF, empty documents do not count. Raises InputError naming file and place.
     """
-    data = data.removeprefix(codecs.BOM_UTF8)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"`{name}` is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from None
+    text = decode(data, name)
     if lines:
         return [record for record in _records(text, name) if record.strip()]
-    text = text.replace("\r\n", "\n")
     return [part for part in (piece.strip() for piece in text.split(SEPARATOR)) if part]
 
 
-def _records(text: str, name: str) -> Iterator[str]:
+def decode(data: bytes, name: str) -> str:
+    """UTF-8 without a byte-order mark, with LF ends of lines. Raises InputError with the offset of what is not."""
+    # the mark counts where an offset is told
+    mark = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+    try:
+        return data[mark:].decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        place = error.start + mark
+        raise InputError(f"`{name}` is not UTF-8: byte {place} is {data[place]:#04x}") from None
+
+
+def json_lines(text: str, name: str) -> Iterator[tuple[str, Any]]:
+    """(where it stands, value) of every line that is not blank. Raises InputError naming a line that is not JSON."""
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            raise InputError(f"`{name}` line {number} is not JSON") from None
+        if line.strip():
+            where = f"`{name}` line {number}"
+            try:
+                yield where, json.loads(line)
+            except ValueError:
+                raise InputError(f"{where} is not JSON") from None
+
+
+def _records(text: str, name: str) -> Iterator[str]:
+    for where, record in json_lines(text, name):
         if isinstance(record, str):
             yield record
         elif isinstance(record, dict) and isinstance(record.get("text"), str):
             yield record["text"]
         else:
             keys = ", ".join(f"`{key}`" for key in record) if isinstance(record, dict) else type(record).__name__
-            raise InputError(f"`{name}` line {number} has no `text`: found {keys}", hint='one {"text": "..."} a line')
+            raise InputError(f"{where} has no `text`: found {keys}", hint='one {"text": "..."} a line')
 
 
 def read_documents(path: Path, inputs: Inputs) -> list[str]:

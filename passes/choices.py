@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rewright.passes import calibration
 from rewright.passes.errors import InputError
+from rewright.passes.scoring import Scorer, Window, log_probabilities, targets
 
 if TYPE_CHECKING:
     from rewright.passes.context import Reporter
-    from rewright.passes.evaluate import Scorer
     from rewright.passes.inputs import Inputs
 
 # How the fields are called in the question files that are around: (question, answers, number of the right one).
@@ -31,15 +30,9 @@ class Question:
 
 def read(path: Path, inputs: Inputs) -> Iterator[Question]:
     """The questions of a JSON-lines file. Raises InputError naming the line and the keys found."""
-    lines = inputs.read(path).decode("utf-8", errors="replace").removeprefix("\ufeff").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            raise InputError(f"`{path}` line {number} is not JSON") from None
-        yield _question(record, f"`{path}` line {number}")
+    text = calibration.decode(inputs.read(path), str(path))
+    for where, record in calibration.json_lines(text, str(path)):
+        yield _question(record, where)
 
 
 def _question(record: Any, where: str) -> Question:
@@ -56,32 +49,28 @@ def _question(record: Any, where: str) -> Question:
     )
 
 
+def _window(scorer: Scorer, start: list[int], question: str, answer: str) -> Window:
+    """Question and answer as one text; the targets are the tokens from the first that the question alone lacks."""
+    head = calibration.encode(scorer.tokenizer, question, scorer.rows)
+    whole = calibration.encode(scorer.tokenizer, f"{question} {answer}", scorer.rows)
+    differing = (place for place, pair in enumerate(zip(head, whole, strict=False)) if pair[0] != pair[1])
+    shared = next(differing, min(len(head), len(whole) - 1))
+    tokens = (start + whole)[-(scorer.positions or 0) :]
+    return Window(tokens, min(len(whole) - shared, len(tokens) - 1), len(answer.encode()))
+
+
 def answer(scorer: Scorer, path: Path, inputs: Inputs, reporter: Reporter) -> dict[str, Any]:
     """Accuracy by the log-likelihood of each answer after its question, plain and divided by the answer's bytes."""
     import torch
 
-    from rewright.passes.evaluate import Window, log_probabilities, targets
-
     start = calibration.start_tokens(scorer.tokenizer)
-    plain, normalised, asked = 0, 0, 0
+    plain, normalised = 0, 0
     questions = list(read(path, inputs))
     if not questions:
         raise InputError(f"`{path}` holds no question")
     with reporter.progress("answer", len(questions)) as bar:
         for question in questions:
-            head = calibration.encode(scorer.tokenizer, question.text, scorer.rows)
-            batch = []
-            for text in question.answers:
-                whole = calibration.encode(scorer.tokenizer, f"{question.text} {text}", scorer.rows)
-                shared = next(
-                    (i for i, (a, b) in enumerate(zip(head, whole, strict=False)) if a != b),
-                    min(len(head), len(whole) - 1),
-                )
-                tokens = start + whole
-                scored = min(len(whole) - shared, len(tokens) - 1)
-                if scorer.positions:
-                    tokens = tokens[-scorer.positions :]
-                batch.append(Window(tokens, min(scored, len(tokens) - 1), len(text.encode())))
+            batch = [_window(scorer, start, question.text, text) for text in question.answers]
             sums = [
                 float(found.gather(1, targets(window, found.device)[:, None]).sum(dtype=torch.float64))
                 for window, found in zip(batch, log_probabilities(scorer, batch), strict=True)
@@ -89,11 +78,10 @@ def answer(scorer: Scorer, path: Path, inputs: Inputs, reporter: Reporter) -> di
             by_byte = [total / max(1, window.size) for total, window in zip(sums, batch, strict=True)]
             plain += sums.index(max(sums)) == question.right
             normalised += by_byte.index(max(by_byte)) == question.right
-            asked += 1
             bar.advance()
     return {
-        "accuracy": plain / asked,
-        "accuracy_normalised": normalised / asked,
-        "questions": asked,
+        "accuracy": plain / len(questions),
+        "accuracy_normalised": normalised / len(questions),
+        "questions": len(questions),
         "text": {"name": path.name, "digest": inputs.digest(path)},
     }

@@ -12,53 +12,18 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rewright.passes import calibration
-from rewright.passes.context import Reporter, Silent, compute_dtype, find_device, usable_cpus
+from rewright.passes.choices import answer
+from rewright.passes.context import Reporter, Silent, usable_cpus
 from rewright.passes.errors import BoundError, InputError
 from rewright.passes.inputs import Inputs
 from rewright.passes.machine import set_threads
-
-if TYPE_CHECKING:
-    import torch
+from rewright.passes.scoring import Scorer, Window, log_probabilities, open_scorer, targets
 
 # Logits that are held at once, in elements.
 LOGITS = 1 << 25
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Tokens the model reads; the last `scored` of them are targets, standing for `size` bytes of UTF-8."""
-
-    tokens: list[int]
-    scored: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Scorer:
-    """A model ready to score: `model` maps token rows to logits."""
-
-    model: Any
-    tokenizer: Any
-    rows: int
-    positions: int | None
-    device: torch.device
-
-
-def open_scorer(path: str | Path, device: str, dtype: str) -> Scorer:
-    """Load a checkpoint for scoring. Raises InputError when it has no tokenizer."""
-    from rewright.formats.checkpoint import Checkpoint
-    from rewright.passes.loading import load, stored_dtype
-
-    place = find_device(device)
-    model, tokenizer = load(path, compute_dtype(dtype, place, stored_dtype(Checkpoint.open(path))), place)
-    if tokenizer is None:
-        raise InputError(f"`{path}` has no tokenizer", hint="put the model's `tokenizer.json` beside its weights")
-    rows = model.get_output_embeddings().weight.shape[0]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Scorer(model, tokenizer, rows, positions, place)
 
 
 def windows(scorer: Scorer, texts: Sequence[str], length: int, first_only: bool) -> list[Window]:
@@ -104,32 +69,6 @@ def _batches(found: Sequence[Window], rows: int) -> Iterator[list[Window]]:
         batch.append(window)
     if batch:
         yield batch
-
-
-def log_probabilities(scorer: Scorer, batch: Sequence[Window]) -> list[torch.Tensor]:
-    """For each window the log-probabilities before each of its targets, float32 (scored, vocabulary).
-
-    Padding stands to the right, where a causal model does not see it.
-    """
-    import torch
-
-    width = max(len(window.tokens) for window in batch)
-    tokens = torch.zeros(len(batch), width, dtype=torch.int64)
-    for row, window in enumerate(batch):
-        tokens[row, : len(window.tokens)] = torch.tensor(window.tokens)
-    with torch.inference_mode():
-        logits = scorer.model(input_ids=tokens.to(scorer.device), use_cache=False).logits
-        found = []
-        for row, window in enumerate(batch):
-            last = len(window.tokens) - 1
-            found.append(torch.log_softmax(logits[row, last - window.scored : last].float(), dim=-1))
-        return found
-
-
-def targets(window: Window, device: torch.device) -> torch.Tensor:
-    import torch
-
-    return torch.tensor(window.tokens[-window.scored :], device=device)
 
 
 @dataclass(slots=True)
@@ -213,8 +152,6 @@ def evaluate(
     if text is not None:
         report.update(_text(scorer, other, text, compare, sequence_length, per_document, reporter, inputs))
     if choices is not None:
-        from rewright.passes.choices import answer
-
         report["choices"] = answer(scorer, choices, inputs, reporter)
         if other is not None:
             report.setdefault("other", {})["choices"] = answer(other, choices, inputs, reporter)

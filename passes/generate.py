@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rewright.passes import calibration
 from rewright.passes.context import usable_cpus
 from rewright.passes.errors import BoundError, InputError
-from rewright.passes.evaluate import Scorer, open_scorer
 from rewright.passes.machine import set_threads
+from rewright.passes.scoring import Scorer, open_scorer
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,74 @@
+"""A model as a scorer of tokens: what evaluation, questions and generation stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rewright.passes.context import compute_dtype, find_device
+from rewright.passes.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Tokens the model reads; the last `scored` of them are targets, standing for `size` bytes of UTF-8."""
+
+    tokens: list[int]
+    scored: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A model ready to score: `model` maps token rows to logits."""
+
+    model: Any
+    tokenizer: Any
+    rows: int
+    positions: int | None
+    device: torch.device
+
+
+def open_scorer(path: str | Path, device: str, dtype: str) -> Scorer:
+    """Load a checkpoint for scoring. Raises InputError when it has no tokenizer."""
+    from rewright.formats.checkpoint import Checkpoint
+    from rewright.passes.loading import load, stored_dtype
+
+    place = find_device(device)
+    model, tokenizer = load(path, compute_dtype(dtype, place, stored_dtype(Checkpoint.open(path))), place)
+    if tokenizer is None:
+        raise InputError(f"`{path}` has no tokenizer", hint="put the model's `tokenizer.json` beside its weights")
+    rows = model.get_output_embeddings().weight.shape[0]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return Scorer(model, tokenizer, rows, positions, place)
+
+
+def log_probabilities(scorer: Scorer, batch: Sequence[Window]) -> list[torch.Tensor]:
+    """For each window the log-probabilities before each of its targets, float32 (scored, vocabulary).
+
+    Padding stands to the right, where a causal model does not see it.
+    """
+    import torch
+
+    width = max(len(window.tokens) for window in batch)
+    tokens = torch.zeros(len(batch), width, dtype=torch.int64)
+    for row, window in enumerate(batch):
+        tokens[row, : len(window.tokens)] = torch.tensor(window.tokens)
+    with torch.inference_mode():
+        logits = scorer.model(input_ids=tokens.to(scorer.device), use_cache=False).logits
+        found = []
+        for row, window in enumerate(batch):
+            last = len(window.tokens) - 1
+            found.append(torch.log_softmax(logits[row, last - window.scored : last].float(), dim=-1))
+        return found
+
+
+def targets(window: Window, device: torch.device) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(window.tokens[-window.scored :], device=device)

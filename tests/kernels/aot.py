@@ -1,0 +1,201 @@
+"""Compile every Triton kernel ahead of time, on a machine without a GPU.  `python -m tests.kernels.aot` prints a table.
+
+Each kernel is compiled as its launcher would for each of its configurations, for sm_80, sm_90 and gfx942, and the
+registers, shared memory and spills of the result are read: through `ptxas -v` for CUDA, from the metadata of the
+assembly for AMD. Triton's interpreter replaces the type of kernels, so this needs a process without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
+OPS = ("hessian_update", "joint_sweep", "pack", "rng")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel as one launch specialises it: types by argument (the others are i32), constants, options."""
+
+    op: str
+    label: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    aligned: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel takes. Spills are bytes on CUDA, vector registers or bytes of stack on AMD."""
+
+    op: str
+    label: str
+    target: str
+    registers: int
+    shared: int
+    spills: int
+
+
+def _hessian_variants() -> Iterator[Variant]:
+    import triton.language as tl
+
+    from rewright.kernels.hessian_update import triton as op
+
+    unit = {"h_column": 1, "x_column": 1}
+    aligned = ("h_ptr", "x_ptr", "h_row", "x_row")
+    for label, config, dtype, ones, divisible in (
+        ("wide bf16", op.WIDE, "bf16", unit, aligned),
+        ("wide fp16", op.WIDE, "fp16", unit, aligned),
+        ("half bf16 strided", op.HALF, "bf16", {}, ()),
+        ("half fp16 odd", op.HALF, "fp16", unit, ()),
+        ("full fp32", op.FULL, "fp32", unit, aligned),
+        ("full fp32 strided", op.FULL, "fp32", {}, ()),
+        ("small bf16 strided", op.SMALL, "bf16", {}, ()),
+        ("small fp32 strided", op.SMALL, "fp32", {}, ()),
+    ):
+        dot = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
+        blocks = {"BLOCK_I": config.block_i, "BLOCK_J": config.block_j, "BLOCK_K": config.block_k}
+        yield Variant(
+            "hessian_update",
+            label,
+            op.hessian_update_kernel,
+            {"h_ptr": "*fp32", "x_ptr": f"*{dtype}", "alpha": "fp32"},
+            {"DOT": dot, "ACC": tl.float32, **blocks, **ones},
+            {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True},
+            divisible,
+        )
+    options = {"enable_fp_fusion": False}
+    yield Variant("hessian_update", "mirror", op.mirror_kernel, {"h_ptr": "*fp32"}, {"BLOCK": op.MIRROR}, options)
+
+
+def _sweep_variants() -> Iterator[Variant]:
+    import triton.language as tl
+
+    from rewright.kernels.joint_sweep import triton as op
+
+    def types(dtype: str) -> dict[str, str]:
+        floating = dict.fromkeys(
+            ("weight_ptr", "factor_ptr", "scale_ptr", "value_ptr", "error_ptr", "loss_ptr"), f"*{dtype}"
+        )
+        return floating | {"zero_ptr": "*i32", "keep_ptr": "*u8", "codes_ptr": "*i8"}
+
+    columns = {"weight_row": 1, "keep_row": 1, "factor_column": 1, "scale_stride": 1, "zero_stride": 1}
+    everything = {"HAS_SCALE": True, "HAS_ZERO": True, "HAS_KEEP": True}
+    pruning = {"HAS_SCALE": False, "HAS_ZERO": False, "HAS_KEEP": True}
+    for width, (rows, warps) in op.CONFIGS.items():
+        blocks = {"ACC": tl.float32, "BLOCK_R": rows, "BLOCK_C": width}
+        options = {"num_warps": warps, "enable_fp_fusion": False}
+        for label, dtype, flags, ones in (
+            ("fp32 columns", "fp32", everything, columns),
+            ("fp32 strided", "fp32", everything, {}),
+            ("bf16 columns", "bf16", everything, columns),
+            ("fp32 prune", "fp32", pruning, columns),
+        ):
+            constants = {**blocks, **flags, **ones}
+            yield Variant("joint_sweep", f"{width} {label}", op.joint_sweep_kernel, types(dtype), constants, options)
+
+
+def _pack_variants() -> Iterator[Variant]:
+    from rewright.kernels.pack import triton as op
+
+    types = {"codes_ptr": "*i8", "packed_ptr": "*i32"}
+    options = {"enable_fp_fusion": False}
+    for bits in (2, 3, 4, 8):
+        packing = {"BITS": bits, "SLOTS": op.slots(bits), "BLOCK": op.WORDS}
+        yield Variant("pack", f"pack {bits} bits", op.pack_kernel, types, packing, options)
+        unpacking = {"BITS": bits, "BLOCK": op.COLUMNS}
+        yield Variant("pack", f"unpack {bits} bits", op.unpack_kernel, types, unpacking, options)
+
+
+def _rng_variants() -> Iterator[Variant]:
+    from rewright.kernels.rng import triton as op
+
+    types = {"out_ptr": "*i32", "seed": "i64", "counter": "i64"}
+    yield Variant("rng", "bits", op.random_bits_kernel, types, {"BLOCK": op.BLOCK}, {"enable_fp_fusion": False})
+
+
+def variants(op: str) -> list[Variant]:
+    """Every variant of an op that is compiled."""
+    makers = {
+        "hessian_update": _hessian_variants,
+        "joint_sweep": _sweep_variants,
+        "pack": _pack_variants,
+        "rng": _rng_variants,
+    }
+    return list(makers[op]())
+
+
+def compile_variant(variant: Variant, target: str) -> Resources:
+    """Compile one variant for one target and read what it takes."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = variant.kernel.arg_names
+    signature = {name: "constexpr" if name in variant.constants else variant.types.get(name, "i32") for name in names}
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
+    source = ASTSource(variant.kernel, signature, variant.constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=variant.options)
+    registers, spills = (_amd if target.startswith("gfx") else _nvidia)(compiled.asm, TARGETS[target][1])
+    return Resources(variant.op, variant.label, target, registers, compiled.metadata.shared, spills)
+
+
+def _nvidia(asm: Any, arch: Any) -> tuple[int, int]:
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    gpu = re.search(r"^\.target (sm_\w+)", asm["ptx"], re.MULTILINE)
+    if gpu is None:
+        raise ValueError("the PTX names no target")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.ptx")
+        path.write_text(asm["ptx"])
+        command = [get_ptxas(arch).path, "-v", f"--gpu-name={gpu[1]}", str(path), "-o", os.devnull]
+        talk = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    found = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", talk)]
+    used = re.search(r"Used (\d+) registers", talk)
+    if used is None or not found:
+        raise ValueError(f"`ptxas -v` said nothing of registers and spills: {talk}")
+    return int(used[1]), sum(found)
+
+
+def _amd(asm: Any, _arch: Any) -> tuple[int, int]:
+    def read(key: str) -> int:
+        found = re.search(rf"\.{key}: +(\d+)", asm["amdgcn"])
+        if found is None:
+            raise ValueError(f"the assembly does not give `{key}`")
+        return int(found[1])
+
+    # Scalar registers spill into vector ones, which is normal and costs no memory.
+    return read("vgpr_count"), read("vgpr_spill_count") + read("private_segment_fixed_size")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.kernels.aot", description="Compile the Triton kernels.")
+    parser.add_argument("ops", nargs="*", default=OPS, help="ops to compile (all)")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    rows = [compile_variant(v, target) for op in given.ops for v in variants(op) for target in TARGETS]
+    if given.json:
+        print(json.dumps([asdict(row) for row in rows]))
+    else:
+        print(f"{'op':16}{'variant':24}{'target':8}{'registers':>10}{'shared':>8}{'spills':>8}")
+        for row in rows:
+            line = f"{row.op:16}{row.label:24}{row.target:8}{row.registers:10}{row.shared:8}{row.spills:8}"
+            print(line)
+    return 1 if any(row.spills for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Inputs for every op: shapes with 0, 1 and primes, strided views, every dtype, made the same way each time."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Builder = Callable[[torch.Generator], dict[str, Any]]
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an op. `make` gives its keyword arguments, on the CPU; `dtype` is the one under test."""
+
+    op: str
+    label: str
+    dtype: torch.dtype
+    build: Builder
+    exact: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"{self.op}-{str(self.dtype).removeprefix('torch.')}-{self.label}"
+
+    def make(self) -> dict[str, Any]:
+        return self.build(torch.Generator().manual_seed(zlib.crc32(self.id.encode())))
+
+
+def _normal(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def _laid_out(values: torch.Tensor, layout: str) -> torch.Tensor:
+    """The matrix with its values in `rows` or `columns` order, or as every other element of a NaN-filled one."""
+    if layout == "columns":
+        return values.t().contiguous().t()
+    if layout == "slice":
+        r, c = values.shape
+        hole = 0 if not values.dtype.is_floating_point else torch.nan
+        base = torch.full((2 * r + 3, 2 * c + 3), hole, dtype=values.dtype)
+        view = base[1 : 2 * r + 1 : 2, 2 : 2 * c + 2 : 2]
+        view.copy_(values)
+        return view
+    return values.contiguous()
+
+
+def _hessian_update(n: int, c: int, x: torch.dtype, h: torch.dtype, h_layout: str, x_layout: str) -> Case:
+    def build(generator: torch.Generator) -> dict[str, Any]:
+        seed = _normal(generator, c, c)
+        symmetric = (seed @ seed.t()).tril()
+        symmetric += symmetric.tril(-1).t()
+        X = (_normal(generator, n, c) * (1 + _normal(generator, c).abs())).to(x)
+        # One over a power of two reaches the kernel unrounded, also where it computes in float64.
+        return {"H": _laid_out(symmetric.to(h), h_layout), "X": _laid_out(X, x_layout), "alpha": 2.0 / 64}
+
+    short = {torch.float32: "", torch.float64: "-into64"}[h] if x != h else ""
+    return Case("hessian_update", f"{n}x{c}-{h_layout}-{x_layout}{short}", x, build)
+
+
+def hessian_update_cases() -> Iterator[Case]:
+    shapes = ((0, 5), (3, 0), (1, 1), (7, 13), (64, 33), (67, 97), (40, 160))
+    for dtype in DTYPES:
+        h = torch.float64 if dtype == torch.float64 else torch.float32
+        for n, c in shapes:
+            yield _hessian_update(n, c, dtype, h, "rows", "rows")
+        for h_layout, x_layout in (("slice", "columns"), ("columns", "slice")):
+            yield _hessian_update(29, 71, dtype, h, h_layout, x_layout)
+        yield _hessian_update(5, 263, dtype, h, "rows", "rows")
+    yield _hessian_update(19, 23, torch.float32, torch.float64, "rows", "rows")
+    yield _hessian_update(19, 23, torch.float16, torch.float64, "rows", "rows")
+    yield _hessian_update(19, 23, torch.float64, torch.float32, "rows", "rows")
+
+
+def factor_of(generator: torch.Generator, width: int) -> torch.Tensor:
+    """The upper Cholesky factor of the inverse of a damped Hessian of correlated inputs, float64."""
+    if width == 0:
+        return torch.zeros(0, 0, dtype=torch.float64)
+    X = _normal(generator, 3 * width + 1, width) @ (
+        torch.eye(width, dtype=torch.float64) + _normal(generator, width, width) / (2 * width**0.5)
+    )
+    H = X.t() @ X / len(X)
+    H += 0.01 * H.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+    factor: torch.Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
+    return factor
+
+
+def _joint_sweep(r: int, width: int, dtype: torch.dtype, kind: str, layout: str = "columns") -> Case:
+    def build(generator: torch.Generator) -> dict[str, Any]:
+        weight = _normal(generator, r, width) / 16
+        keep = torch.rand(r, width, generator=generator) > 0.4
+        scale = weight.abs().amax(dim=1) / 7.5 if width else weight.new_ones(r)
+        if kind == "dead":
+            scale[::3] = 0.0
+        zero = torch.randint(-5, 5, (r,), generator=generator, dtype=torch.int8)
+        return {
+            "weight": _laid_out(weight.to(dtype), layout),
+            "factor": _laid_out(factor_of(generator, width).to(dtype), "slice" if layout == "slice" else "rows"),
+            "scale": None if kind == "prune" else scale.to(dtype),
+            "zero": zero if kind == "asymmetric" else None,
+            "keep": None if kind == "quantise" else _laid_out(keep, layout),
+            "low": -8,
+            "high": 7,
+        }
+
+    return Case("joint_sweep", f"{r}x{width}-{kind}-{layout}", dtype, build)
+
+
+def _dyadic_sweep(r: int, width: int, dtype: torch.dtype) -> Case:
+    """Weights, factor and scales in small powers of two: all sums are exact, ties are frequent, codes must agree."""
+
+    def build(generator: torch.Generator) -> dict[str, Any]:
+        weight = torch.randint(-48, 49, (r, width), generator=generator).to(dtype) / 4
+        factor = torch.eye(width, dtype=dtype)
+        steps = torch.randint(-1, 2, (2, width), generator=generator).to(dtype) / 2
+        for k in (1, 2):
+            factor.diagonal(k).copy_(steps[k - 1, : width - k])
+        return {
+            "weight": _laid_out(weight, "columns"),
+            "factor": factor,
+            "scale": torch.full((r,), 0.5, dtype=dtype),
+            "zero": torch.randint(-3, 4, (r,), generator=generator, dtype=torch.int32),
+            "keep": torch.rand(r, width, generator=generator) > 0.2,
+            "low": -32,
+            "high": 31,
+        }
+
+    return Case("joint_sweep", f"{r}x{width}-dyadic", dtype, build, exact=True)
+
+
+def joint_sweep_cases() -> Iterator[Case]:
+    shapes = ((0, 8), (5, 0), (1, 1), (7, 13), (37, 32), (33, 31), (18, 64), (19, 127), (16, 128))
+    for dtype in DTYPES:
+        for r, width in shapes:
+            yield _joint_sweep(r, width, dtype, "asymmetric")
+        for kind in ("prune", "quantise", "joint", "dead"):
+            yield _joint_sweep(23, 17, dtype, kind)
+        yield _joint_sweep(23, 17, dtype, "asymmetric", "rows")
+        yield _joint_sweep(23, 37, dtype, "asymmetric", "slice")
+        # More rows than the reference takes at a time.
+        yield _joint_sweep(2053, 3, dtype, "joint")
+        yield _dyadic_sweep(31, 11, dtype)
+
+
+def _packing(bits: int, rows: int, columns: int, layout: str) -> Builder:
+    def build(generator: torch.Generator) -> dict[str, Any]:
+        half = 1 << (bits - 1)
+        codes = torch.randint(-half, half, (rows, columns), generator=generator).to(torch.int8)
+        return {"codes": _laid_out(codes, layout), "bits": bits}
+
+    return build
+
+
+def _unpacking(bits: int, rows: int, columns: int, layout: str) -> Builder:
+    def build(generator: torch.Generator) -> dict[str, Any]:
+        words = torch.randint(
+            -(1 << 31), 1 << 31, (rows, -(-columns * bits // 32)), generator=generator, dtype=torch.int64
+        )
+        return {"packed": _laid_out(words.to(torch.int32), layout), "bits": bits, "columns": columns}
+
+    return build
+
+
+def pack_cases() -> Iterator[Case]:
+    shapes = ((0, 7), (3, 0), (1, 1), (5, 31), (3, 33), (2, 97), (2, 1153))
+    for bits in (2, 3, 4, 8):
+        for rows, columns in shapes:
+            for layout in ("rows", "columns", "slice") if rows == 5 else ("rows",):
+                label = f"{bits}bit-{rows}x{columns}-{layout}"
+                yield Case("pack", label, torch.int8, _packing(bits, rows, columns, layout), exact=True)
+                yield Case("unpack", label, torch.int8, _unpacking(bits, rows, columns, layout), exact=True)
+
+
+def _drawing(count: int, seed: int, counter: int) -> Builder:
+    return lambda _: {"count": count, "seed": seed, "counter": counter}
+
+
+def rng_cases() -> Iterator[Case]:
+    draws = ((0, 3, 0), (1, 0, 0), (7, (1 << 64) - 1, 5), (1031, (1 << 40) + 3, 1 << 40))
+    edges = ((1024, 1, (1 << 32) - 3), (9, 1 << 63, (1 << 31) - 1), (6, (1 << 32) - 1, 1 << 31))
+    for count, seed, counter in (*draws, *edges):
+        label = f"{count}-{seed:x}-{counter:x}"
+        yield Case("rng", label, torch.int32, _drawing(count, seed, counter), exact=True)
+
+
+def all_cases() -> list[Case]:
+    """Every case of every op, in a fixed order."""
+    return [*hessian_update_cases(), *joint_sweep_cases(), *pack_cases(), *rng_cases()]

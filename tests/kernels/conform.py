@@ -1,0 +1,223 @@
+"""Is an implementation of an op conformant?  `python -m tests.kernels.conform [OP ...]` prints a verdict per case.
+
+Truth is the reference in float64. An implementation passes when its error is at most twice the reference's in the
+same dtype plus c * eps(dtype) * scale; exact ops must be equal to the last bit. Fresh memory is filled with NaN.
+Rounding to a grid is not continuous, so `joint_sweep` is judged in two halves: its codes must be nearest points of
+the grid, up to the same bound, and everything else must follow from the codes it chose.
+
+Run with `TRITON_INTERPRET=1` this judges the Triton kernels in the interpreter, and with a GPU on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from rewright.kernels.dispatch import use
+from rewright.kernels.hessian_update import hessian_update
+from rewright.kernels.joint_sweep import JointSweep, joint_sweep
+from rewright.kernels.pack import pack, unpack
+from rewright.kernels.rng import random_bits
+from tests.kernels.cases import Case, all_cases
+
+# The c of the bound. Errors near it come from a different order of summation, never from a lost digit.
+SLACK = 4.0
+
+
+class Verdict(NamedTuple):
+    """Whether a case passes, the worst of its errors over their bounds, and what failed."""
+
+    ok: bool
+    worst: float
+    detail: str
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Fill what `torch.empty` returns with NaN, or with the largest integer."""
+    before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    # By default torch fills fresh memory so while it is asked to be deterministic.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn)
+
+
+def on(arguments: dict[str, Any], device: str, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """The arguments on a device with their strides, floating-point ones in another dtype where asked."""
+    moved = {}
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor) and (device != "cpu" or dtype is not None):
+            target = dtype if dtype is not None and value.dtype.is_floating_point else value.dtype
+            copy = torch.empty_strided(value.shape, value.stride(), dtype=target, device=device)
+            moved[name] = copy.copy_(value)
+        else:
+            moved[name] = value
+    return moved
+
+
+def call(op: str, arguments: dict[str, Any], choice: str) -> tuple[torch.Tensor, ...]:
+    """The op's results under a kernel choice."""
+    with use(choice), poisoned():
+        if op == "hessian_update":
+            hessian_update(**arguments)
+            return (arguments["H"],)
+        if op == "joint_sweep":
+            return joint_sweep(**arguments)
+        plain: dict[str, Callable[..., torch.Tensor]] = {"pack": pack, "unpack": unpack, "rng": random_bits}
+        return (plain[op](**arguments),)
+
+
+def judge(case: Case, choice: str, device: str = "cpu") -> Verdict:
+    """Judge one case under the kernel choice `triton` or `reference` on a device."""
+    extra = {"device": device} if case.op == "rng" else {}
+    got = call(case.op, on(case.make(), device) | extra, choice)
+    base = call(case.op, case.make(), "reference")
+    if case.op == "hessian_update":
+        return _judge_hessian(case, got[0].cpu(), base[0])
+    if case.op == "joint_sweep":
+        arguments = case.make()
+        results = JointSweep(*(t.cpu() for t in got))
+        verdict = _judge_sweep(case, arguments, results, JointSweep(*base))
+        if case.exact and verdict.ok:
+            return _equal([t.cpu() for t in got[:3]], list(base[:3]))
+        return verdict
+    return _equal([t.cpu() for t in got], list(base))
+
+
+def _equal(got: list[torch.Tensor], base: list[torch.Tensor]) -> Verdict:
+    same = all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(got, base, strict=True))
+    return Verdict(same, 0.0 if same else float("inf"), "" if same else "not equal to the reference")
+
+
+class _Bounds:
+    """Collects errors and what they may be."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.eps = torch.finfo(dtype).eps
+        self.worst = 0.0
+        self.failures: list[str] = []
+
+    def add(self, name: str, error: torch.Tensor, reference: torch.Tensor, scale: torch.Tensor) -> None:
+        if error.numel() == 0:
+            return
+        bound = 2 * reference.abs().max().item() + SLACK * self.eps * scale.abs().max().item()
+        found = error.abs().max().item()
+        # Written so that NaN fails.
+        if not found <= bound:
+            self.failures.append(f"{name}: error {found:.3e}, bound {bound:.3e}")
+        if found > 0:
+            self.worst = max(self.worst, found / bound if bound else float("inf"))
+
+    def check(self, name: str, holds: bool) -> None:
+        if not holds:
+            self.failures.append(name)
+
+    def verdict(self) -> Verdict:
+        return Verdict(not self.failures, self.worst, "; ".join(self.failures))
+
+
+def _judge_hessian(case: Case, got: torch.Tensor, base: torch.Tensor) -> Verdict:
+    arguments = on(case.make(), "cpu", torch.float64)
+    scale = arguments["H"].abs() + arguments["alpha"] * arguments["X"].abs().t() @ arguments["X"].abs()
+    (truth,) = call("hessian_update", arguments, "reference")
+    bounds = _Bounds(got.dtype)
+    bounds.add("H", got.double() - truth, base.double() - truth, scale)
+    bounds.check("H is not symmetric", torch.equal(got, got.t()))
+    return bounds.verdict()
+
+
+class Replay(NamedTuple):
+    """A sweep in float64 with the codes given: what follows from them, and how far each is from the nearest point."""
+
+    dequantised: torch.Tensor
+    error: torch.Tensor
+    loss: torch.Tensor
+    excess: torch.Tensor
+
+
+def replay(arguments: dict[str, Any], codes: torch.Tensor) -> Replay:
+    """Right-looking and column by column, written apart from both implementations."""
+    given = on(arguments, "cpu", torch.float64)
+    w, u = given["weight"].clone(), given["factor"]
+    r, width = w.shape
+    keep = torch.ones(r, width, dtype=torch.bool) if given["keep"] is None else given["keep"]
+    zero = torch.zeros(r, dtype=torch.float64) if given["zero"] is None else given["zero"].double()
+    scale = given["scale"]
+    value, error, excess = torch.zeros_like(w), torch.zeros_like(w), torch.zeros_like(w)
+    for j in range(width):
+        z = torch.where(keep[:, j], w[:, j], 0.0)
+        if scale is None:
+            value[:, j] = z
+            excess[:, j] = codes[:, j].double().abs()
+        else:
+            level = codes[:, j].double() - zero
+            value[:, j] = level * scale
+            ideal = torch.where(scale == 0, 0.0, z / torch.where(scale == 0, 1.0, scale))
+            nearest = ideal.clamp(given["low"] - zero, given["high"] - zero)
+            excess[:, j] = ((level - nearest).abs() - 0.5).clamp(min=0.0)
+            sure = ~keep[:, j] | (scale == 0)
+            excess[:, j] = torch.where(sure, level.abs(), excess[:, j])
+        error[:, j] = (w[:, j] - value[:, j]) / u[j, j]
+        w[:, j:] -= error[:, j, None] * u[j, j:]
+    return Replay(value, error, error.square().sum(dim=1) / 2, excess)
+
+
+def _judge_sweep(case: Case, arguments: dict[str, Any], got: JointSweep, base: JointSweep) -> Verdict:
+    truth, base_truth = replay(arguments, got.codes), replay(arguments, base.codes)
+    bounds = _Bounds(case.dtype)
+    for name in ("dequantised", "error", "loss"):
+        mine, theirs = getattr(truth, name), getattr(base_truth, name)
+        bounds.add(name, getattr(got, name).double() - mine, getattr(base, name).double() - theirs, mine)
+    span = torch.tensor(float(arguments["high"] - arguments["low"]))
+    # Half precision is computed in float32, so its codes are held to float32.
+    codes = _Bounds(torch.promote_types(case.dtype, torch.float32))
+    codes.add("codes", truth.excess, base_truth.excess, span)
+    bounds.failures += codes.failures
+    bounds.check("a zero is negative", not bool((torch.signbit(got.dequantised) & (got.dequantised == 0)).any()))
+    for name in ("dequantised", "error", "loss"):
+        bounds.check(f"{name} has another dtype", getattr(got, name).dtype == case.dtype)
+    return bounds.verdict()
+
+
+def wanted(choice: str, device: str, ops: list[str] | None = None) -> list[Case]:
+    """The cases that a backend is judged on: the interpreter takes no bfloat16, a GPU kernel no float64."""
+    cases = [case for case in all_cases() if not ops or case.op in ops]
+    if choice == "triton":
+        left_out = torch.bfloat16 if device == "cpu" else torch.float64
+        cases = [case for case in cases if case.dtype != left_out]
+        if device != "cpu":
+            cases = [case for case in cases if not case.label.endswith("-into64")]
+    return cases
+
+
+def verdicts(choice: str, device: str, ops: list[str] | None = None) -> dict[str, Verdict]:
+    """Case id to verdict."""
+    return {case.id: judge(case, choice, device) for case in wanted(choice, device, ops)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.kernels.conform", description=__doc__.splitlines()[0])
+    parser.add_argument("ops", nargs="*", help="ops to judge (all)")
+    parser.add_argument("--kernels", choices=("triton", "reference"), default="triton")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    found = verdicts(given.kernels, given.device, given.ops)
+    if given.json:
+        print(json.dumps({name: list(verdict) for name, verdict in found.items()}))
+    else:
+        for name, verdict in found.items():
+            print(f"{'ok  ' if verdict.ok else 'FAIL'} {verdict.worst:6.2f} of the bound  {name}  {verdict.detail}")
+    return 0 if all(verdict.ok for verdict in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The harness: its document, and its refusal to time what is not conformant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from rewright.kernels.joint_sweep import joint_sweep
+from tests.bench import __main__ as bench
+from tests.bench import harness
+from tests.bench.joint_sweep import eager
+from tests.kernels.conform import Verdict
+
+
+@pytest.fixture(autouse=True)
+def _threads(threads: Callable[[int], None]) -> None:
+    threads(torch.get_num_threads())
+
+
+def test_the_document_has_times_rate_ceiling_and_peer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["rng", "--device", "cpu", "--seconds", "0", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (row,) = report["rows"]
+    lower, upper = row["seconds"]["quartiles"]
+    assert 0 < lower <= row["seconds"]["median"] <= upper
+    assert row["seconds"]["calls"] >= 9
+    assert row["fraction_of_ceiling"] == pytest.approx(row["gigabytes_per_second"] * 1e9 / report["ceilings"]["copy"])
+    assert row["peer"]["median"] > 0
+    assert report["machine"]["torch"] == torch.__version__
+    assert report["conformant_cases"] > 0
+
+
+def test_an_op_that_is_not_conformant_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(harness, "verdicts", lambda *_: {"rng-1": Verdict(False, 2.0, "not equal")})
+    assert bench.main(["rng", "--device", "cpu"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "`rng` is not timed: rng-1 is not conformant: not equal" in captured.err
+
+
+def test_the_peer_of_the_sweep_computes_the_same() -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(37, 24, generator=generator)
+    factor = torch.eye(24) + torch.randn(24, 24, generator=generator).triu(1) / 16
+    scale, keep = weight.abs().amax(dim=1) / 7.5, torch.rand(37, 24, generator=generator) > 0.5
+    codes, value, error = eager(weight, factor, scale, keep, -8, 7)
+    sweep = joint_sweep(weight, factor, scale, keep=keep, low=-8, high=7)
+    assert torch.equal(codes, sweep.codes)
+    assert torch.allclose(value, sweep.dequantised)
+    assert torch.allclose(error, sweep.error, atol=1e-5)

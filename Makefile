@@ -56,7 +56,7 @@ docs: .venv/.docs
 .venv/.installed: pyproject.toml
 	@$(if $(PYTHON),,echo "Python 3.11 or later is needed; name one with PYTHON=..." >&2; exit 1)
 	@echo "installing Rewright into .venv"
-	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@$(if $(TORCH),$(PIP) $(TORCH))
 	@$(PIP) -e .
 	@touch $@

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+
 from tests.formats.samples import CONFIG, tensors, write_index
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tests.formats.samples import raw, snapshot, tensors
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError, StorageError
+from tests.formats.samples import raw, snapshot, tensors
 
 
 def test_values_are_the_librarys(model: Path) -> None:

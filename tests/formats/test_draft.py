@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tests.formats.samples import CONFIG, snapshot, tensors
 
 from rewright.formats import carry
 from rewright.formats.checkpoint import Checkpoint
@@ -21,6 +20,7 @@ from rewright.formats.digest import sha256_file, source_digest
 from rewright.formats.draft import WRITTEN, Draft, TensorSpec
 from rewright.formats.errors import ConflictError, FormatError
 from rewright.formats.provenance import read_stamp
+from tests.formats.samples import CONFIG, snapshot, tensors
 
 
 def layout_of(ckpt: Checkpoint) -> list[TensorSpec]:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from tests.formats.samples import raw
 
 from rewright.formats.dtypes import BITS, from_torch, nbytes, to_torch
 from rewright.formats.errors import FormatError
 from rewright.formats.header import MAX_HEADER, encode_header, read_header
 from rewright.formats.layout import TensorSpec
 from rewright.formats.strict import MAX_DEPTH, read_json, strict_json
+from tests.formats.samples import raw
 
 
 def one(dtype: Any = "F32", shape: Any = (2,), span: Any = (0, 8), name: str = "w", **more: Any) -> dict[str, Any]:

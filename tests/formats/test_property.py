@@ -14,13 +14,13 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.formats.samples import tensors
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft, TensorSpec
 from rewright.formats.dtypes import BITS, nbytes, to_torch
 from rewright.formats.errors import FormatError
 from rewright.formats.header import check_name, encode_header, read_header
+from tests.formats.samples import tensors
 
 
 def _safe(name: str) -> bool:

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.formats.samples import snapshot
 
 from rewright.formats import publish as publishing
 from rewright.formats.errors import ConflictError, OverlapError, StorageError
 from rewright.formats.locks import aside_path
 from rewright.formats.publish import check_apart, discard, ensure_room, lock, partial_path, publish
+from tests.formats.samples import snapshot
 
 
 def ready(place: Path, text: str = "new") -> Path:

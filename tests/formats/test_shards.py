@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tests.formats.samples import write_index
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError
 from rewright.formats.shards import find_weights
+from tests.formats.samples import write_index
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 MAP = {"a.weight": FIRST, "b.weight": FIRST, "c.weight": SECOND}

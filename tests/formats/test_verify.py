@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from tests.formats.samples import snapshot, tensors
 
 from rewright.formats import digest
 from rewright.formats.checkpoint import Checkpoint
@@ -17,6 +16,7 @@ from rewright.formats.digest import sha256_file, source_digest
 from rewright.formats.draft import Draft, TensorSpec
 from rewright.formats.errors import FormatError
 from rewright.formats.verify import verify
+from tests.formats.samples import snapshot, tensors
 
 
 @pytest.fixture

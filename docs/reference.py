@@ -34,14 +34,10 @@ def commands() -> dict[str, Any]:
     return found
 
 
-def _cell(text: object) -> str:
-    return str(text).replace("|", r"\|")
-
-
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table."""
     head = list(head)
-    lines = [head, ["---"] * len(head), *([_cell(item) for item in row] for row in rows)]
+    lines = [head, ["---"] * len(head), *([str(item) for item in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -56,7 +52,8 @@ def _help(parameter: Any) -> str:
 def _takes(parameter: Any) -> str:
     if getattr(parameter, "is_flag", False) or getattr(parameter, "count", False):
         return ""
-    return f"`{parameter.metavar}`"
+    # a bar would end the table's cell
+    return ", ".join(f"`{word}`" for word in parameter.metavar.split("|"))
 
 
 def _default(parameter: Any) -> str:

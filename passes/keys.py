@@ -51,14 +51,20 @@ def differences(was: Any, now: Mapping[str, Any]) -> list[str]:
     names = [" + ".join(str(stage.get("pass")) for stage in side) for side in (stages, now["stages"])]
     if names[0] != names[1]:
         return [*said, f"passes were `{names[0]}`, are `{names[1]}`" if stages else "passes are not on its record"]
-    for old, new in zip(stages, now["stages"], strict=True):
-        said += _stage_differences(old, new)
+    said += _by_stage([list(_stage_differences(old, new)) for old, new in zip(stages, now["stages"], strict=True)])
     return said or ["it was recorded by another version of Rewright"]
 
 
 def _stages_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     stages = record.get("stages")
     return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+
+
+def _by_stage(found: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Each phrase once; in a chain with the stage it is about, if it is one."""
+    for phrase in dict.fromkeys(phrase for phrases in found for phrase in phrases):
+        numbers = [number for number, phrases in enumerate(found, start=1) if phrase in phrases]
+        yield phrase if len(found) == 1 or len(numbers) > 1 else f"stage {numbers[0]}: {phrase}"
 
 
 def _stage_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -86,6 +92,6 @@ def _changed(flag: str, was: Any, now: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
+    if value is None or value == []:
         return "not given"
     return value if isinstance(value, str) else json.dumps(value)

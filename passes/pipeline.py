@@ -229,18 +229,19 @@ def _stand(run: Run, survey: _Survey, document: dict[str, Any], reporter: Report
 
 
 def _touch(dst: Path, survey: _Survey, stamp: dict[str, Any], reporter: Reporter) -> None:
-    """Give the stamp of a current destination the time of day, and what was learnt since; delete what a kill left."""
+    """Give the stamp of a current destination the time of day, and what was learnt since; delete what a kill left.
+
+    What cannot be done is no error: the destination is current all the same, be it on a read-only disk.
+    """
     try:
-        if stamp == survey.stamp and not survey.work.is_left_over(dst):
-            os.utime(dst / STAMP)
-            return
-        with publish.lock(dst):
-            if _stamp_at(dst) == survey.stamp:
-                write_stamp(dst, stamp)
-            if survey.work.is_left_over(dst):
-                survey.work.drop()
+        if stamp != survey.stamp or survey.work.is_left_over(dst):
+            with publish.lock(dst):
+                if _stamp_at(dst) == survey.stamp:
+                    write_stamp(dst, stamp)
+                if survey.work.is_left_over(dst):
+                    survey.work.drop()
+        os.utime(dst / STAMP)
     except (OSError, ConflictError, StorageError) as error:
-        # It is up to date all the same, be it on a read-only disk.
         reporter.warn(f"the stamp was not touched: {error}")
 
 

@@ -64,10 +64,11 @@ class Workspace:
         return any(journal.stat().st_size for journal in journals) or any(self.path.glob(f"*/{STAMP}"))
 
     def is_left_over(self, dst: Path) -> bool:
-        """Whether its result is published, and a kill came before the rest was deleted."""
-        number = (self.record or {}).get("publishing")
+        """Whether nobody needs it: its result is published, or it was never begun."""
+        if self.record is None:
+            return self.path.is_dir()
         try:
-            return number is not None and os.stat(dst).st_ino == number
+            return self.record.get("publishing") == os.stat(dst).st_ino
         except OSError:
             return False
 

@@ -23,6 +23,7 @@ HEAVY = {"torch", "transformers", "triton", "scipy", "numpy", "safetensors"}
 COMMON = {"models"}
 LIGHT = (
     *(f"passes/{name}.py" for name in ("spec", "registry", "recipe", "pipeline", "journal", "errors")),
+    *(f"passes/{name}.py" for name in ("stages", "workspace", "keys", "inputs", "bounds", "machine", "rates")),
     *(f"passes/{name}.py" for name in ("context", "summary", "compare", "values")),
     *(f"formats/{name}.py" for name in ("header", "shards", "digest", "provenance", "publish", "errors")),
 )

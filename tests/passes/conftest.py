@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from tests.passes.forks import Forks
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 STORIES = DATA / "stories260K"
@@ -100,3 +102,11 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "stories.txt"
     path.write_text((DATA / "tinystories.txt").read_text()[:60_000])
     return path
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs command lines in processes that start in milliseconds."""
+    server = Forks()
+    yield server
+    server.close()

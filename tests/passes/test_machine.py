@@ -1,0 +1,94 @@
+"""What a run takes from the machine: devices by name, threads, rates measured once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rewright.passes import rates
+from rewright.passes.context import RunOptions, Silent, compute_dtype, find_device, usable_cpus
+from rewright.passes.errors import ResourceError, UsageError
+from rewright.passes.machine import LIBRARIES, libraries, set_threads
+from rewright.passes.spec import Estimate, Layout
+
+
+@pytest.mark.parametrize("word", ["", "gpu", "meta", "mps", "cuda:", "cuda:-1", "cuda:x", f"cuda:{10**30}", "\0"])
+def test_a_device_that_is_none(word: str) -> None:
+    with pytest.raises(UsageError, match="no device"):
+        find_device(word)
+
+
+def test_devices() -> None:
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ResourceError, match=r"`cuda:99` is not there: this machine has \d+ GPUs"):
+        find_device("cuda:99")
+
+
+def test_the_dtype_rule() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert compute_dtype("auto", cpu, torch.bfloat16) == torch.float32
+    assert compute_dtype("auto", gpu, torch.bfloat16) == torch.bfloat16
+    assert compute_dtype("f16", cpu, torch.float32) == torch.float16
+
+
+def test_threads_and_libraries(threads: Any) -> None:
+    assert usable_cpus() >= 1
+    set_threads(3)
+    assert torch.get_num_threads() == 3
+    threads(1)
+    assert libraries().keys() == {"python", *LIBRARIES}
+    assert libraries()["torch"] == torch.__version__
+
+
+def test_a_silent_reporter_keeps_warnings() -> None:
+    reporter = Silent()
+    reporter.info("a")
+    reporter.debug("b")
+    reporter.event("c", d=1)
+    reporter.warn("e")
+    with reporter.progress("f", None) as bar:
+        bar.advance(1, "g")
+    assert reporter.warnings == ["e"]
+
+
+GUESS = Estimate(
+    layout=Layout({}, {}), output_bytes=0, peak_host_bytes=0, peak_device_bytes=0, flops=10**9, bytes_moved=10**8
+)
+
+
+@pytest.mark.parametrize("found", [None, b"", b"[]", b"{", b'{"x": 3}', b"\xff"])
+def test_rates_are_measured_once(
+    found: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: Any
+) -> None:
+    cache = tmp_path / "deep" / "rates.json"
+    measured = []
+
+    def measure(device: Any) -> dict[str, float]:
+        measured.append(torch.get_num_threads())
+        return {"flops": 1e9, "bytes": 1e8}
+
+    if found is not None:
+        cache.parent.mkdir()
+        cache.write_bytes(found)
+    monkeypatch.setattr(rates, "_cache", lambda: cache)
+    monkeypatch.setattr(rates, "_measure", measure)
+    assert rates.seconds_of(GUESS, RunOptions(threads=1)) == 2
+    assert rates.seconds_of(GUESS, RunOptions(threads=1)) == 2
+    assert measured == [1], "at the threads the run will have"
+    rates.seconds_of(GUESS, RunOptions(threads=2))
+    assert measured == [1, 2]
+    known = json.loads(cache.read_text())
+    assert {"flops": 1e9, "bytes": 1e8} in known.values()
+    cache.write_text(json.dumps({key: {"flops": 0, "bytes": "x"} for key in known}))
+    assert rates.seconds_of(GUESS, RunOptions(threads=1)) == 2
+
+
+def test_rates_without_a_place_to_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: Any) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(rates, "_cache", lambda: tmp_path / "file" / "rates.json")
+    assert rates.seconds_of(GUESS, RunOptions(threads=1)) > 0

@@ -1,0 +1,173 @@
+"""Recipes and chain words: what is printed is what is read, and what cannot be meant is named."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rewright.cli.chain import split, stage_of
+from rewright.formats.errors import Refusal
+from rewright.passes import recipe
+from rewright.passes.compress.spec import COMPRESS, CompressOptions
+from rewright.passes.errors import InputError, UsageError
+from rewright.passes.recipe import Stage
+from rewright.passes.spec import to_plain
+from rewright.passes.values import GroupSize, Pattern
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+
+
+def _options(**given: Any) -> CompressOptions | None:
+    try:
+        return CompressOptions(**given)
+    except UsageError:
+        return None
+
+
+COMPRESSES = st.builds(
+    _options,
+    bits=st.sampled_from([2, 3, 4, 8, 16]),
+    group_size=st.builds(GroupSize, st.none() | st.integers(1, 4096)),
+    symmetric=st.booleans(),
+    sparsity=st.none() | st.floats(0, 0.99),
+    pattern=st.sampled_from([Pattern(), Pattern(2, 4), Pattern(1, 2)]),
+    method=st.sampled_from(["gptq", "rtn", "magnitude", "wanda"]),
+    clip=st.sampled_from(["minmax", "mse"]),
+    damp=st.floats(0, 1),
+    block_size=st.integers(8, 4096),
+    calibration_text=st.lists(TEXT.map(Path), max_size=3).map(tuple),
+    samples=st.integers(1),
+    sequence_length=st.none() | st.integers(2),
+    skip=st.lists(TEXT, max_size=3).map(tuple),
+    format=st.sampled_from(["pack-quantized", "dense"]),
+).filter(lambda options: options is not None)
+STAGES = st.lists(COMPRESSES.map(lambda options: Stage(COMPRESS, options)), min_size=1, max_size=3).map(tuple)
+
+
+@given(STAGES)
+def test_a_recipe_reads_as_it_was_written(stages: tuple[Stage, ...]) -> None:
+    assert recipe.parse(recipe.dump(stages)) == stages
+
+
+@settings(deadline=None, max_examples=50)
+@given(STAGES)
+def test_chain_words_read_as_they_were_written(stages: tuple[Stage, ...]) -> None:
+    words = recipe.words(stages)
+    assert tuple(stage_of(number, said) for number, said in enumerate(split(words), start=1)) == stages
+
+
+@given(STAGES)
+def test_a_stamp_gives_its_stages_back(stages: tuple[Stage, ...]) -> None:
+    made = [{"pass": stage.spec.name, "options": to_plain(stage.options), "seconds": 1} for stage in stages]
+    assert recipe.stages_of_stamp({"stages": made}) == stages
+
+
+@given(STAGES, st.data())
+def test_set_says_what_a_recipe_says(stages: tuple[Stage, ...], data: st.DataObject) -> None:
+    """An option set from a word is the option written into the recipe."""
+    number = data.draw(st.integers(1, len(stages)))
+    table = tomllib.loads(recipe.dump(stages))["stage"][number - 1]
+    words = [f"{number}.{key}={value}" for key, value in table.items() if isinstance(value, int | float)]
+    words = [word.replace("=True", "=true").replace("=False", "=false") for word in words]
+    assert recipe.parse(recipe.dump(stages), words) == stages
+
+
+def test_a_recipe_has_only_what_differs_from_the_defaults() -> None:
+    options = CompressOptions(method="rtn", bits=3, symmetric=False, skip=("a", "b"))
+    said = (
+        '[[stage]]\npass = "compress"\nbits = 3\nsymmetric = false\nmethod = "rtn"\nskip = [\n    "a",\n    "b",\n]\n'
+    )
+    assert recipe.dump([Stage(COMPRESS, options)]) == said
+    words = ["compress", "--bits", "3", "--asymmetric", "--method", "rtn", "--skip", "a", "--skip", "b"]
+    assert recipe.words([Stage(COMPRESS, options)]) == words
+    assert recipe.words([Stage(COMPRESS, options)] * 2) == [*words, "+", *words]
+
+
+ONE = '[[stage]]\npass = "compress"\nmethod = "rtn"\n'
+
+
+@pytest.mark.parametrize(
+    ("sets", "changed"),
+    [
+        (["compress.bits=3"], {"bits": 3}),
+        (["1.bits=8", "compress.bits=3"], {"bits": 3}),
+        (["1.group_size=32"], {"group_size": GroupSize(32)}),
+        (["1.group-size=channel"], {"group_size": GroupSize(None)}),
+        (["1.symmetric=false"], {"symmetric": False}),
+        (["1.pattern=2:4"], {"pattern": Pattern(2, 4)}),
+        (["1.damp=1e-3"], {"damp": 0.001}),
+        (["1.skip=12"], {"skip": ("12",)}),
+        (['1.skip=["a", "b c"]'], {"skip": ("a", "b c")}),
+        (['1.skip="a, b"'], {"skip": ("a, b",)}),
+        (["1.skip=a=b"], {"skip": ("a=b",)}),
+        (["1.calibration-text=2020-01-01"], {"calibration_text": (Path("2020-01-01"),)}),
+        (["1.calibration-text=a b.txt"], {"calibration_text": (Path("a b.txt"),)}),
+        (["1.skip=" + "[" * 5000], {"skip": ("[" * 5000,)}),
+        (["1.skip=3\nbits = 2"], {"skip": ("3\nbits = 2",)}),
+    ],
+)
+def test_set(sets: Sequence[str], changed: dict[str, Any]) -> None:
+    (stage,) = recipe.parse(ONE, sets)
+    assert stage.options == CompressOptions(**{"method": "rtn", **changed})
+
+
+@pytest.mark.parametrize(
+    ("text", "sets", "said"),
+    [
+        ("stage = ", [], "the recipe is not TOML: "),
+        ("a = " + "[" * 5000, [], "the recipe is not TOML: "),
+        (f"a = {'9' * 5000}", [], "the recipe is not TOML: "),
+        ("", [], "the recipe has no stage"),
+        ("stage = 3", [], "the recipe has no stage"),
+        ("stage = []", [], "the recipe has no stage"),
+        ("[stage]\npass = 'compress'", [], "the recipe has no stage"),
+        (f"seed = 1\n{ONE}", [], "the recipe has `seed`"),
+        ("stage = [1]", ["1.bits=3"], 'stage 1 has no `pass = "NAME"`'),
+        ("[[stage]]\nbits = 3", ["compress.bits=3"], 'stage 1 has no `pass = "NAME"`'),
+        (f"{ONE}[[stage]]\npass = 3", [], 'stage 2 has no `pass = "NAME"`'),
+        (f"{ONE}[[stage]]\npass = 'compres'", [], "stage 2 (compres): no pass `compres`"),
+        (f"{ONE}bitz = 3", [], "stage 1 (compress): no option `bitz`"),
+        (f"{ONE}bits = 5", [], "stage 1 (compress): `bits` must be one of 2, 3, 4, 8, 16, not `5`"),
+        (f"{ONE}bits = 2020-01-01", [], "stage 1 (compress): `bits` must be one of"),
+        (f"{ONE}damp = 2020-01-01", [], "stage 1 (compress): `damp` must be a number, not `2020-01-01`"),
+        (f"{ONE}samples = inf", [], "stage 1 (compress): `samples` must be a whole number, not `inf`"),
+        (f"{ONE}skip = [[1]]", [], "stage 1 (compress): `skip` must be text, not `[1]`"),
+        (f"{ONE}calibration-text = 3", [], "stage 1 (compress): `calibration-text` must be text, not `3`"),
+        (f"{ONE}group-size = 2\ngroup_size = 3", [], "stage 1 (compress): `group-size` is given twice"),
+        (f"{ONE}bits = 16", [], "stage 1 (compress): `--bits 16` without `--sparsity` leaves nothing to do"),
+        (ONE, ["bits=3"], "`--set bits=3` is not `pass.option=value`"),
+        (ONE, ["compress.bits"], "`--set compress.bits` is not `pass.option=value`"),
+        (ONE, ["compress.=3"], "`--set compress.=3` is not `pass.option=value`"),
+        (ONE, ["1.pass=other"], "`--set 1.pass=other` is not `pass.option=value`"),
+        (ONE, ["2.bits=3"], "`--set 2.bits=3` names no stage"),
+        (ONE + ONE, ["compress.bits=3"], "`--set compress.bits=3` names several stages"),
+        (ONE, ["1.bits="], "stage 1 (compress): `bits` must be one of 2, 3, 4, 8, 16, not ``"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_named(text: str, sets: Sequence[str], said: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(said)}") as caught:
+        recipe.parse(text, sets)
+    assert "\n" not in caught.value.message
+
+
+@given(st.text() | st.text("[]{}=.,'\"\n stagepbi1234567890-:TZ"), st.lists(st.text(), max_size=2))
+def test_any_text_is_a_recipe_or_refused(text: str, sets: list[str]) -> None:
+    for said in (text, ONE + text):
+        with contextlib.suppress(Refusal):
+            assert recipe.parse(said, sets)
+
+
+@pytest.mark.parametrize("stages", [None, {}, [], [3], [{"pass": "compress"}], [{"pass": "compress", "options": 3}]])
+def test_a_stamp_that_does_not_say(stages: Any) -> None:
+    with pytest.raises(InputError, match="does not say which passes"):
+        recipe.stages_of_stamp({} if stages is None else {"stages": stages})
+    with pytest.raises(UsageError, match="no pass `gone`"):
+        recipe.stages_of_stamp({"stages": [{"pass": "gone", "options": {}}]})

@@ -172,6 +172,13 @@ def families() -> str:
     return table(("`model_type`", "decoder layers", "head", "formats"), rows)
 
 
+def results() -> str:
+    """The pages of measured figures, by their titles."""
+    found = [(page, page.read_text(encoding="utf-8")) for page in sorted((DOCS / "results").glob("*.md"))]
+    lines = [f"- [{text.lstrip('# ').splitlines()[0]}](../results/{page.name})" for page, text in found if text]
+    return "\n".join(lines) or "None is recorded."
+
+
 def blocks() -> dict[str, Callable[[], str]]:
     """Every block by the name that pages use."""
     found: dict[str, Callable[[], str]] = {
@@ -181,6 +188,7 @@ def blocks() -> dict[str, Callable[[], str]]:
         "switches": switches,
         "error types": error_types,
         "families": families,
+        "results": results,
     }
     for name, spec in SPECS.items():
         found[f"facts {name}"] = lambda spec=spec: facts(spec)

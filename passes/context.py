@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -105,10 +107,20 @@ class Silent:
 
 
 def usable_cpus() -> int:
-    """The CPUs this process may run on; a container's share where the system tells it."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The CPUs this process may run on; in a container its share, where the system tells it."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, _container_share(Path("/sys/fs/cgroup")) or count)
+
+
+def _container_share(groups: Path) -> int | None:
+    """The CPUs that a control group grants by time, rounded up; None where it sets no limit."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (groups / "cpu.max").read_text().split()
+        return max(1, math.ceil(int(quota) / int(period)))
+    with contextlib.suppress(OSError, ValueError):
+        limit, period = ((groups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return math.ceil(int(limit) / int(period)) if int(limit) > 0 else None
+    return None
 
 
 def find_device(wanted: str) -> torch.device:

@@ -44,10 +44,11 @@ def differences(was: Any, now: Mapping[str, Any]) -> list[str]:
     """
     if was == now:
         return []
-    before = was if isinstance(was, dict) else {}
-    said = ["the source's contents changed"] if before.get("source") != now["source"] else []
-    said += [_changed(flag, before.get(flag), now[flag]) for flag in ("seed", "dtype") if before.get(flag) != now[flag]]
-    stages = _stages_of(before)
+    if not isinstance(was, dict):
+        return ["what made it is not on record"]
+    said = ["the source's contents changed"] if was.get("source") != now["source"] else []
+    said += [_changed(flag, was.get(flag), now[flag]) for flag in ("seed", "dtype") if was.get(flag) != now[flag]]
+    stages = _stages_of(was)
     names = [" + ".join(str(stage.get("pass")) for stage in side) for side in (stages, now["stages"])]
     if names[0] != names[1]:
         return [*said, f"passes were `{names[0]}`, are `{names[1]}`" if stages else "passes are not on its record"]

@@ -52,6 +52,8 @@ def carry_out(chain: Chain, source: Checkpoint) -> tuple[Path, list[dict[str, An
         with named(number, chain.stages):
             draft = Draft(folder)
             made = [*made, _carry_out_one(chain, number, source, draft)]
+            if number > 1:
+                _carry_reports(source.root, draft, number - 1)
             draft.seal({**chain.head, "stages": made})
         _delete_before(chain.workspace, names, number)
     return chain.workspace.folder(len(names), names[-1]), made
@@ -63,6 +65,17 @@ def _delete_before(workspace: Workspace, names: Sequence[str], done: int) -> Non
         publish.discard(workspace.scratch(number, names[number - 1]))
         if number < done:
             publish.discard(workspace.folder(number, names[number - 1]))
+
+
+def _carry_reports(before: Path, draft: Draft, number: int) -> None:
+    """Take over what earlier stages reported; where two have one name, the earlier gets its stage's number."""
+    for file in sorted((before / "reports").rglob("*")):
+        if file.is_file():
+            data, name = file.read_bytes(), file.relative_to(before)
+            mine = draft.path / name
+            if mine.exists() and mine.read_bytes() != data:
+                name = name.with_name(f"{number}-{name.name}")
+            draft.put(name.as_posix(), data)
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ class Workspace:
 
     def refuse_other(self, run: Mapping[str, Any]) -> None:
         """Raise ConflictError: the partial work is of another run than the one recorded as `run`."""
-        differing = keys.differences((self.record or {}).get("run"), run) or ["it was begun with `--force`"]
+        differing = keys.differences((self.record or {}).get("run"), run)
         raise ConflictError(
             f"partial work at `{self.path}` is from another run: {'; '.join(differing)}",
             hint="repeat that run to finish it, or add `--force` to drop it",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rewright.passes import rates
+from rewright.passes import context, rates
 from rewright.passes.context import RunOptions, Silent, compute_dtype, find_device, usable_cpus
 from rewright.passes.errors import ResourceError, UsageError
 from rewright.passes.machine import LIBRARIES, libraries, set_threads
@@ -43,6 +43,25 @@ def test_threads_and_libraries(threads: Any) -> None:
     threads(1)
     assert libraries().keys() == {"python", *LIBRARIES}
     assert libraries()["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("files", "share"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "250000 100000\n"}, 3),
+        ({"cpu.max": "5000 100000\n"}, 1),
+        ({"cpu.max": ""}, None),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+    ],
+)
+def test_a_container_has_its_share(files: dict[str, str], share: int | None, tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert context._container_share(tmp_path) == share
 
 
 def test_a_silent_reporter_keeps_warnings() -> None:

@@ -242,6 +242,20 @@ def test_the_stamp_tells_the_source_and_its_past(src: Path, dst: Path, tmp_path:
     assert [stage["options"]["level"] for stage in found["source"]["stages"]] == [3]
 
 
+def test_reports_of_earlier_stages_are_kept(src: Path, dst: Path, acts: Any) -> None:
+    acts["a"] = lambda context, source, draft: draft.put("reports/a.json", b"1")
+    acts["b"] = lambda context, source, draft: draft.put("reports/a.json", b"2")
+    acts["stop"] = _raising(KeyboardInterrupt())
+    chain = (fake(act="a"), fake(act="b"), fake(act="stop"))
+    with pytest.raises(KeyboardInterrupt):
+        go(src, dst, *chain)
+    acts["stop"] = lambda *_: None
+    go(src, dst, *chain)
+    assert {path.name: path.read_text() for path in (dst / "reports").iterdir()} == {"a.json": "2", "1-a.json": "1"}
+    go(dst, dst.with_name("next"))
+    assert not (dst.with_name("next") / "reports").exists(), "another run's reports are not this one's"
+
+
 def test_a_pass_that_wants_a_config(src: Path, dst: Path) -> None:
     from dataclasses import replace
 

@@ -40,9 +40,10 @@ out/demo.txt: out/demo/rewright.json $(HELD_OUT)
 out/demo/rewright.json: $(SOURCES) $(TEXT) $(wildcard $(MODEL)/*) | .venv/.installed
 	rewright chain $(MODEL) out/demo compress --bits 4 --group-size 32 --sparsity 0.25 --calibration-text $(TEXT)
 
-# One thread for each worker; the tests that need several set them.
+# One thread for each worker; the tests that need several set them. Tests drive a make of their own, which must not
+# take itself for a part of this one.
 test: .venv/.test
-	OMP_NUM_THREADS=1 python -m pytest $(PYTEST_ARGS)
+	env -u MAKEFLAGS -u MAKELEVEL -u MFLAGS OMP_NUM_THREADS=1 python -m pytest $(PYTEST_ARGS)
 
 lint: .venv/.dev
 	ruff check .

@@ -15,7 +15,7 @@ from rewright.cli.plan import describe
 from rewright.passes import registry
 from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError, UsageError
-from rewright.passes.spec import Spec, fields_of
+from rewright.passes.spec import Spec, fields_of, to_plain
 
 if TYPE_CHECKING:
     from rewright.passes.recipe import Stage
@@ -152,7 +152,16 @@ def run_recipe(
     """
     from rewright.passes import recipe as recipes
 
-    perform(src, dst, recipes.parse(_text(recipe), set or ()), run)
+    stages = recipes.parse(_text(recipe), set or ())
+    if str(recipe) == "-":
+        for stage in stages:
+            if any(str(value) == "-" for words in to_plain(stage.options).values() for value in _listed(words)):
+                raise UsageError("the recipe and an option both read standard input", hint="keep one of them in a file")
+    perform(src, dst, stages, run)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _text(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import secrets
@@ -91,18 +92,62 @@ def _create_exclusive(path: Path, record: bytes) -> bool:
 
 
 def _take_over(path: Path, place: Path, record: bytes) -> None:
-    """Replace a dead holder's lock; a second exclusive file keeps two takers apart."""
-    guard = path.with_name(f"{path.name}.takeover")
-    if not _is_dead(path) or not _create(guard, record):
+    """Replace a dead holder's lock. Raises ConflictError when it lives, or another is taking it over."""
+    if not _is_dead(path):
         raise _held(path, place)
-    try:
-        # Between the look and the guard another may have taken it.
-        if not _is_dead(path):
+    with _sole_taker(path) as sole:
+        # Between the look and now another may have taken it.
+        if not sole or not _is_dead(path):
             raise _held(path, place)
         with storage(path):
             fresh = path.with_name(f"{path.name}.{os.getpid()}.fresh")
             fresh.write_bytes(record)
             fresh.replace(path)
+
+
+@contextlib.contextmanager
+def _sole_taker(path: Path) -> Iterator[bool]:
+    """Whether this process alone may replace the lock, for the block.
+
+    The system's lock on the dead holder's file goes with the process that holds it. File systems that refuse such
+    locks get a second file, made exclusively; only there can a kill during the takeover leave work for a person.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            with _guard(path) as made:
+                yield made
+            return
+        # Whoever came first has put another file in its place.
+        yield _inode(path) == os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _guard(path: Path) -> Iterator[bool]:
+    guard = path.with_name(f"{path.name}.takeover")
+    if not _create(guard, json.dumps(_this_process()).encode()):
+        yield False
+        return
+    try:
+        yield True
     finally:
         guard.unlink(missing_ok=True)
 

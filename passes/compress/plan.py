@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rewright.formats.compressed_tensors import Scheme, packed_specs
+from rewright.formats.compressed_tensors import Scheme, packed_specs, quantization_config
 from rewright.formats.draft import TensorSpec
 from rewright.formats.dtypes import nbytes
 from rewright.passes.errors import InputError, UsageError
@@ -229,8 +229,13 @@ def estimate(options: CompressOptions, layout: Layout) -> Estimate:
     if options.method == "gptq":
         flops += sum(2 * m.rows * m.columns**2 + 2 * m.columns**3 for m in plan.matrices)
     working = 4 * (4 * largest + 2 * max(m.columns for m in plan.matrices) ** 2)
+    config = dict(layout.config)
+    if options.packs:
+        config["quantization_config"] = quantization_config(
+            {m.module: scheme_of(m, options) for m in plan.matrices}, []
+        )
     return Estimate(
-        layout=Layout(tensors, layout.config),
+        layout=Layout(tensors, config),
         output_bytes=output,
         peak_host_bytes=hidden + statistics + working + 4 * embedding,
         peak_device_bytes=statistics + working + 4 * embedding,

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import json
-import platform
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.bench.harness import Job, RedError, gate, measure
+from tests.bench.harness import Job, RedError, gate, machine, measure
 
 OPS = ("hessian_update", "joint_sweep", "pack", "rng")
 
@@ -50,18 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
     if given.profile:
         print(profile(jobs[-1], given.device), file=sys.stderr)
     return 0
-
-
-def machine(device: str) -> dict[str, Any]:
-    """The device and the libraries that the times belong to."""
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = models[0] if models else platform.processor()
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "triton", "compressed-tensors")}
-    return {"device": name, "python": platform.python_version(), **versions}
 
 
 def table(report: dict[str, Any]) -> str:

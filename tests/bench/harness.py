@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import quantiles
 from typing import Any, Literal
 
@@ -46,6 +49,18 @@ class Times:
     lower: float
     upper: float
     calls: int
+
+
+def machine(device: str) -> dict[str, Any]:
+    """The device and the libraries that the times belong to."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = models[0] if models else platform.processor()
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "triton", "compressed-tensors")}
+    return {"device": name, "python": platform.python_version(), **versions}
 
 
 def clock(call: Callable[[], object], device: str, seconds: float) -> Times:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rewright.passes.context import RunOptions, Silent
 from rewright.passes.evaluate import evaluate
-from rewright.passes.machine import libraries
 from rewright.passes.pipeline import Run, execute
 from rewright.passes.recipe import make
+from tests.bench.harness import machine
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
@@ -83,8 +83,12 @@ def table(results: dict[str, Any]) -> str:
             cells = [_cell(found["runs"], setting, method) for setting in SETTINGS]
             lines.append(f"| {method} | {' | '.join(cells)} |")
         lines.append("")
-    lines += [f"Command: `{results['command']}`", "", f"Machine: {results['machine']}", ""]
+    lines += [f"Command: `{results['command']}`", "", f"Machine: {_said(results['machine'])}", ""]
     return "\n".join(lines)
+
+
+def _said(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def _cell(runs: list[dict[str, Any]], setting: str, method: str) -> str:
@@ -113,14 +117,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 runs.append({"setting": setting, "method": method, "seed": seed, **result})
                 print(model.name, setting, method, seed, f"{result['perplexity']:.3f}", file=sys.stderr, flush=True)
         found[model.name] = {"dense": dense, "runs": runs}
+    names = [model.name for model in given.models]
     results = {
         "about": (
             "Perplexity on the 75 held-out stories, the first 256 tokens of each; groups of 32, 16-bit scales, "
             f"calibration on 128 sequences of 256 tokens; {given.seeds} seed(s), the median, and the range in brackets."
         ),
-        "command": "python -m tests.bench.quality " + " ".join(model.name for model in given.models),
-        "machine": f"{platform.machine()}, {given.threads} thread(s), {platform.system()}, "
-        + ", ".join(f"{name} {number}" for name, number in libraries().items()),
+        "command": f"python -m tests.bench.quality {' '.join(names)} --seeds {given.seeds} --out docs/results",
+        "machine": {**machine("cpu"), "transformers": version("transformers"), "threads": given.threads},
         "models": found,
     }
     if given.out:

@@ -26,7 +26,7 @@ from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.compress.statistics import gather
 from rewright.passes.context import Silent
 from rewright.passes.loading import Assembly
-from rewright.passes.pipeline import layout_of
+from rewright.passes.spec import Layout
 from rewright.passes.values import GroupSize
 from rewright.passes.walk import Walk
 
@@ -68,7 +68,8 @@ def measure(sparsity: float, group_size: int) -> dict[str, Any]:
     parameters = 0
     with tempfile.TemporaryDirectory() as folder:
         source = Checkpoint.open(random_llama(Path(folder)))
-        plan = draw_up(options, layout_of(source))
+        tensors = {name: (entry.dtype, entry.shape) for name, entry in source.entries.items()}
+        plan = draw_up(options, Layout(tensors, source.config or {}))
         tokens = torch.randint(0, 512, (16, 256), generator=torch.Generator().manual_seed(0))
         for layer in Walk(Assembly(source, torch.float32, torch.device("cpu")), tokens):
             seconds, share = 0.0, cProfile.Profile()

@@ -178,3 +178,30 @@ def test_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert caught.value.hint
     with pytest.raises(StorageError), lock("/proc/nowhere/out"):
         pass
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_dead_holder_is_taken_over_where_the_system_has_no_file_locks(
+    refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill in the middle of a takeover leaves nothing that stops the next run, where the system locks files."""
+    if refused:
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "no locks available")
+
+        monkeypatch.setattr("fcntl.flock", refuse)
+    dead = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os, sys; from rewright.formats.locks import lock\n"
+            f"with lock({str(tmp_path / 'out')!r}): os.kill(os.getpid(), 9)",
+        ],
+        check=False,
+    )
+    assert dead.returncode == -9
+    assert (tmp_path / "out.lock").exists()
+    with lock(tmp_path / "out"), pytest.raises(ConflictError), lock(tmp_path / "out"):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -28,7 +28,8 @@ PIECE_CHARACTERS = 16
 class Calibration:
     """Rows of tokens, (rows, length) int64, and what they came from.
 
-    `held_out` rows come from documents that no calibration row touches; there are none where the text is too short.
+    `held_out` rows come from documents, or pieces of a long one, that no calibration row touches; there are none where
+    the text is too short.
     """
 
     tokens: torch.Tensor
@@ -65,16 +66,25 @@ def json_lines(text: str, name: str) -> Iterator[tuple[str, Any]]:
             where = f"`{name}` line {number}"
             try:
                 yield where, json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise InputError(f"{where} is not JSON") from None
+
+
+def whole(text: str, where: str) -> str:
+    """The text, if it can be written as UTF-8: JSON can spell halves of characters. Raises InputError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} holds half a character, {error.object[error.start]!r}") from None
+    return text
 
 
 def _records(text: str, name: str) -> Iterator[str]:
     for where, record in json_lines(text, name):
         if isinstance(record, str):
-            yield record
+            yield whole(record, where)
         elif isinstance(record, dict) and isinstance(record.get("text"), str):
-            yield record["text"]
+            yield whole(record["text"], where)
         else:
             keys = ", ".join(f"`{key}`" for key in record) if isinstance(record, dict) else type(record).__name__
             raise InputError(f"{where} has no `text`: found {keys}", hint='one {"text": "..."} a line')
@@ -109,16 +119,16 @@ def encode(tokenizer: Any, text: str, rows: int) -> list[int]:
 
 
 def _pieces(texts: Sequence[str], most: int) -> list[str]:
-    """Documents, those past `most` characters cut at white space."""
+    """Documents, those past `most` characters cut before white space; joined again they are what they were."""
     found = []
     for text in texts:
-        while len(text) > most:
-            cut = max(text.rfind(" ", 1, most), text.rfind("\n", 1, most))
-            cut = cut if cut > 0 else most
-            found.append(text[:cut])
-            text = text[cut:].lstrip()
-        if text:
-            found.append(text)
+        start = 0
+        while len(text) - start > most:
+            cut = max(text.rfind(" ", start + 1, start + most), text.rfind("\n", start + 1, start + most))
+            cut = cut if cut > 0 else start + most
+            found.append(text[start:cut])
+            start = cut
+        found.append(text[start:])
     return found
 
 
@@ -152,6 +162,8 @@ def draw(
     seed: int,
 ) -> Calibration:
     """Documents drawn evenly over the text, each with its start token, joined and cut into rows of `length`.
+
+    A long document is drawn in pieces, each a text of its own.
 
     `rows` is the number of rows of the embedding. No document is dropped for its length. Raises InputError when
     there is not one whole row.

@@ -26,17 +26,12 @@ def _pick(logits: torch.Tensor, temperature: float, top_p: float, draws: torch.G
         raise BoundError("the model's logits are not numbers", hint="try `--dtype f32`")
     if temperature == 0:
         return int(logits.argmax())
-    ordered, index = torch.softmax(logits.double() / temperature, dim=-1).sort(descending=True, stable=True)
+    # the likeliest has the exponent 0 at any temperature
+    warm = (logits.double() - logits.max().double()) / temperature
+    ordered, index = torch.softmax(warm, dim=-1).sort(descending=True, stable=True)
     held = ordered.cumsum(0) - ordered < top_p
+    held[0] = True
     return int(index[torch.multinomial(ordered * held, 1, generator=draws)])
-
-
-def _ends(model: Any, tokenizer: Any) -> set[int]:
-    """Tokens that end a text, by the config and the tokenizer."""
-    found: set[int] = set()
-    for value in (getattr(model.config, "eos_token_id", None), tokenizer.eos_token_id):
-        found.update(value if isinstance(value, list) else [] if value is None else [value])
-    return found
 
 
 def tokens_after(
@@ -48,13 +43,12 @@ def tokens_after(
     from rewright.passes.loading import new_cache
 
     draws = torch.Generator().manual_seed(seed)
-    ends = _ends(scorer.model, scorer.tokenizer)
     rows, cache = torch.tensor([prompt], device=scorer.device), new_cache(scorer.model)
     for _ in range(most):
         with torch.inference_mode():
             output = scorer.model(input_ids=rows, use_cache=True, **cache)
         token = _pick(output.logits[0, -1].float().cpu(), temperature, top_p, draws)
-        if token in ends:
+        if token in scorer.ends:
             return
         yield token
         rows = torch.tensor([[token]], device=scorer.device)

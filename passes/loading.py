@@ -6,7 +6,9 @@ resident is what is in use. With `models/` this is the only code that imports tr
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,6 +92,23 @@ class Weights:
     def _packed(self, name: str) -> bool:
         return name.removesuffix(".weight") + ".weight_packed" in self.source.entries
 
+    def find(self, name: str) -> str:
+        """The stored name that serves for a running model's. Raises InputError when there is none."""
+        spelled = (self.stored_name(other) for other in (name, *self._others.get(name, ())))
+        stored = next((found for found in spelled if found is not None), None)
+        if stored is None:
+            raise InputError(
+                f"tensor `{name}` is missing from `{self.source.path}`", hint="is a shard of the download absent?"
+            )
+        return stored
+
+    def differ(self, one: str, other: str) -> bool:
+        """Whether both names are stored, with other values: then they are not one tensor, whatever the config says."""
+        stored = self.stored_name(one), self.stored_name(other)
+        if stored[0] is None or stored[1] is None or not set(stored) <= self.source.entries.keys():
+            return False
+        return not torch.equal(self.source.read(stored[0]), self.source.read(stored[1]))
+
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """A tensor in `dtype` if it is floating point, else as stored. Raises InputError naming what is wrong."""
         spelled = (self.stored_name(other) for other in (name, *self._others.get(name, ())))
@@ -100,11 +119,23 @@ class Weights:
                 hint="is a shard of the download absent?",
             )
         tensor = self._decoded(stored, dtype) if stored not in self.source.entries else self.source.read(stored)
-        if tensor.is_floating_point():
-            if not bool(torch.isfinite(tensor).all()):
-                raise InputError(f"tensor `{stored}` holds values that are not finite")
-            return tensor.to(dtype)
-        return tensor
+        if not tensor.is_floating_point():
+            return tensor
+        cast = tensor.to(dtype)
+        if not bool(torch.isfinite(cast).all()):
+            if bool(torch.isfinite(tensor).all()):
+                raise InputError(
+                    f"tensor `{stored}` holds values past what {dtype} can hold", hint="use another `--dtype`"
+                )
+            raise InputError(f"tensor `{stored}` holds values that are not finite")
+        return cast
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, from headers but for packed ones. Raises InputError when it is missing."""
+        stored = self.find(name)
+        if stored in self.source.entries:
+            return tuple(self.source.entries[stored].shape)
+        return tuple(int(n) for n in self.source.read(stored.removesuffix(".weight") + ".weight_shape"))
 
     def _decoded(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         module = name.removesuffix(".weight")
@@ -116,7 +147,7 @@ class Weights:
 
 def config_of(source: Checkpoint) -> Any:
     """The transformers config of a checkpoint, quantisation left out. Raises InputError."""
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     if source.config is None:
         raise InputError(f"`{source.path}` has no `config.json`", hint="name the whole checkpoint directory")
@@ -125,10 +156,22 @@ def config_of(source: Checkpoint) -> Any:
     multiple = plain.get("pad_vocab_size_multiple")
     if isinstance(multiple, int) and multiple > 0 and isinstance(plain.get("vocab_size"), int):
         plain["vocab_size"] = -(-plain["vocab_size"] // multiple) * multiple
-    try:
+    if model_type not in CONFIG_MAPPING:
+        raise InputError(f"transformers knows no model type `{model_type}`")
+    with _as_input(source):
         return AutoConfig.for_model(str(model_type), **plain)
-    except (KeyError, ValueError):
-        raise InputError(f"transformers knows no model type `{model_type}`") from None
+
+
+@contextlib.contextmanager
+def _as_input(source: Checkpoint) -> Iterator[None]:
+    """Whatever transformers raises about a config or its weights is about the checkpoint, and is said in one line."""
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise InputError(f"transformers cannot take `{source.path}`: {said}") from error
 
 
 class Assembly:
@@ -144,18 +187,23 @@ class Assembly:
         self.config = config_of(source)
         self.weights = Weights(source)
         self.dtype, self.device = dtype, device
-        with torch.device("meta"):
+        with _as_input(source), torch.device("meta"):
             self.model = AutoModelForCausalLM.from_config(self.config, dtype=dtype).eval()
         self.model.requires_grad_(False)
-        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
-        self.weights.tie(dict(tied))
-        self._tied = dict(tied)
+        tied: dict[str, str] = getattr(self.model, "all_tied_weights_keys", None) or {}
+        self._tied = {alias: name for alias, name in tied.items() if not self.weights.differ(alias, name)}
+        self.weights.tie(self._tied)
 
     @property
     def layers(self) -> nn.ModuleList:
         layers = self.model.get_submodule(family_of(self.weights.source.config).layers)
         assert isinstance(layers, nn.ModuleList)
         return layers
+
+    def check(self) -> None:
+        """Hold the headers against the model: every tensor there, in the shape that the config makes it."""
+        for name, parameter in self.model.named_parameters():
+            self._check_shape(name, self.weights.shape(name), tuple(parameter.shape))
 
     def place(self, prefix: str = "", *, without: tuple[str, ...] = ()) -> None:
         """Give every meta tensor at or below `prefix` its value, but for those below a prefix in `without`."""
@@ -194,11 +242,12 @@ class Assembly:
         wanted = module._parameters[leaf]
         assert wanted is not None
         value = self.weights.read(name, self.dtype)
-        if value.shape != wanted.shape:
-            self._refuse_shape(name, tuple(value.shape), tuple(wanted.shape))
+        self._check_shape(name, tuple(value.shape), tuple(wanted.shape))
         module._parameters[leaf] = nn.Parameter(value.to(self.device), requires_grad=False)
 
-    def _refuse_shape(self, name: str, stored: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    def _check_shape(self, name: str, stored: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        if stored == wanted:
+            return
         vocabulary = getattr(self.config.get_text_config(), "vocab_size", None)
         if wanted and stored and wanted[0] == vocabulary and stored[1:] == wanted[1:]:
             raise InputError(f"`config.json` says `vocab_size` {vocabulary}, and `{name}` has {stored[0]} rows")
@@ -240,14 +289,14 @@ def load_tokenizer(source: Checkpoint) -> Any | None:
 
 
 def load(
-    path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    path: str | Path | Checkpoint, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> tuple[Any, Any | None]:
-    """Open any checkpoint as (model, tokenizer); the tokenizer is None where there is none.
+    """Open any checkpoint, by its path or opened, as (model, tokenizer); the tokenizer is None where there is none.
 
     `dtype` None keeps the stored one. Families of the layer walk are assembled here; any other goes to
     `AutoModelForCausalLM.from_pretrained`. Raises InputError or FormatError.
     """
-    source = Checkpoint.open(path)
+    source = path if isinstance(path, Checkpoint) else Checkpoint.open(path)
     dtype = dtype or stored_dtype(source)
     config = source.config or {}
     if config.get("model_type") in FAMILIES or source.config is None:
@@ -257,8 +306,15 @@ def load(
     from transformers import AutoModelForCausalLM
 
     config_of(source)
-    model = AutoModelForCausalLM.from_pretrained(source.root, dtype=dtype, local_files_only=True).eval()
-    return model.to(device), load_tokenizer(source)
+    with _as_input(source):
+        model, facts = AutoModelForCausalLM.from_pretrained(
+            source.root, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    # transformers fills what it does not find with random numbers
+    lacking = sorted({str(name) for name in facts["missing_keys"]} | {str(key[0]) for key in facts["mismatched_keys"]})
+    if lacking:
+        raise InputError(f"tensor `{lacking[0]}` is missing from `{source.path}`, or has another shape")
+    return model.eval().to(device), load_tokenizer(source)
 
 
 def new_cache(model: Any) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rewright.formats.checkpoint import Checkpoint
 from rewright.passes.context import compute_dtype, find_device
 from rewright.passes.errors import InputError
 
@@ -25,27 +28,37 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A model ready to score: `model` maps token rows to logits."""
+    """A model ready to score: `model` maps token rows to logits, `ends` are the tokens that end a text."""
 
     model: Any
     tokenizer: Any
     rows: int
     positions: int | None
+    ends: frozenset[int]
     device: torch.device
 
 
 def open_scorer(path: str | Path, device: str, dtype: str) -> Scorer:
     """Load a checkpoint for scoring. Raises InputError when it has no tokenizer."""
-    from rewright.formats.checkpoint import Checkpoint
     from rewright.passes.loading import load, stored_dtype
 
-    place = find_device(device)
-    model, tokenizer = load(path, compute_dtype(dtype, place, stored_dtype(Checkpoint.open(path))), place)
+    place, source = find_device(device), Checkpoint.open(path)
+    model, tokenizer = load(source, compute_dtype(dtype, place, stored_dtype(source)), place)
     if tokenizer is None:
         raise InputError(f"`{path}` has no tokenizer", hint="put the model's `tokenizer.json` beside its weights")
     rows = model.get_output_embeddings().weight.shape[0]
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Scorer(model, tokenizer, rows, positions, place)
+    return Scorer(model, tokenizer, rows, positions, _ends(source, tokenizer), place)
+
+
+def _ends(source: Checkpoint, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a text: by the config, the generation config and the tokenizer."""
+    found = [tokenizer.eos_token_id, (source.config or {}).get("eos_token_id")]
+    with contextlib.suppress(OSError, ValueError):
+        said = json.loads((source.root / "generation_config.json").read_bytes())
+        found.append(said.get("eos_token_id") if isinstance(said, dict) else None)
+    listed = [one for value in found for one in (value if isinstance(value, list) else [value])]
+    return frozenset(one for one in listed if isinstance(one, int))
 
 
 def log_probabilities(scorer: Scorer, batch: Sequence[Window]) -> list[torch.Tensor]:

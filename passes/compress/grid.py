@@ -19,8 +19,9 @@ def _guarded(scale: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
     A group of zeros gets scale 1, so that its codes are zeros and not NaN.
     """
     facts = torch.finfo(stored)
-    rounded = scale.clamp(max=facts.max).to(stored).float()
-    rounded = torch.where(rounded < facts.smallest_normal, facts.smallest_normal, rounded)
+    # float16 reaches down to its subnormals; those of bfloat16 are subnormal in float32 too, where they may be lost
+    least = facts.smallest_normal * (facts.eps if stored == torch.float16 else 1)
+    rounded = scale.clamp(max=facts.max).to(stored).float().clamp(min=least)
     return torch.where(scale > 0, rounded, 1.0)
 
 

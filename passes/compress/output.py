@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rewright.formats.checkpoint import Checkpoint
-from rewright.formats.draft import Draft, TensorSpec
+from rewright.formats.draft import Draft
 from rewright.formats.dtypes import nbytes, to_torch
 from rewright.kernels.pack import pack
 from rewright.passes.compress.plan import Matrix, Plan, scheme_of
@@ -32,34 +32,28 @@ def read_finite(source: Checkpoint, name: str) -> torch.Tensor:
     return tensor
 
 
-def settle_aliases(plan: Plan, source: Checkpoint) -> dict[str, str]:
-    """The tied names that really are one tensor: two copies with other bytes both stay."""
-    return {
-        alias: name
-        for alias, name in plan.aliases.items()
-        if name not in source.entries or torch.equal(source.read(alias), source.read(name))
-    }
+def settle(plan: Plan, source: Checkpoint) -> Plan:
+    """The plan with a head that its config calls tied, but whose stored copy differs, written like any tensor."""
+    head = plan.family.head
+    if head not in source.entries or plan.names[head] is not None:
+        return plan
+    embedding = next(name for name in plan.family.spellings(plan.family.embedding) if name in source.entries)
+    if torch.equal(source.read(head), source.read(embedding)):
+        return plan
+    return replace(plan, names={**plan.names, head: head})
 
 
-def specs(plan: Plan, source: Checkpoint, aliases: Mapping[str, str]) -> tuple[TensorSpec, ...]:
-    """The result's tensors: as planned, with a head that turned out not to be tied."""
-    apart = [name for name in plan.aliases if name not in aliases]
-    kept = [TensorSpec(name, source.entries[name].dtype, source.entries[name].shape) for name in apart]
-    return (*plan.specs, *kept)
-
-
-def left_dense(plan: Plan, source: Checkpoint) -> list[str]:
+def left_dense(plan: Plan, assembly: Assembly) -> list[str]:
     """Linear modules that are not compressed, under the names they have in a running model and on disk.
 
     Readers take every other linear module for packed, and fill what they do not find with noise.
     """
-    assembly = Assembly(source, torch.float32, torch.device("meta"))
     running = {path for path, module in assembly.model.named_modules() if is_linear(module)}
-    packed = {spelled for matrix in plan.matrices for spelled in plan.family.spellings(matrix.module)}
+    packed = {matrix.module for matrix in plan.matrices}
     return sorted((running | {plan.family.head.removesuffix(".weight"), *plan.skipped}) - packed)
 
 
-def copy_rest(context: Context, plan: Plan, source: Checkpoint, draft: Draft, aliases: Mapping[str, str]) -> None:
+def copy_rest(context: Context, plan: Plan, source: Checkpoint, draft: Draft) -> None:
     """Every tensor that is not compressed, bit for bit; those of ordinary float dtypes must be finite."""
     if "rest" in context.journal.done:
         return
@@ -69,16 +63,19 @@ def copy_rest(context: Context, plan: Plan, source: Checkpoint, draft: Draft, al
             continue
         if entry.dtype in FLOATS:
             read_finite(source, name)
-        if name not in aliases:
-            draft.copy(name, source)
-        elif aliases[name] not in source.entries:
-            draft.copy(aliases[name], source, name)
+        written = plan.names[name]
+        if written is not None:
+            draft.copy(written, source, name)
     draft.sync()
     context.journal.record("rest", {})
 
 
 def write(draft: Draft, matrix: Matrix, result: Solved, options: CompressOptions) -> dict[str, Any]:
-    """Write a compressed matrix; returns its row of the report."""
+    """Write a compressed matrix; returns its row of the report.
+
+    `proxy_loss` is the sum of the sweep's e^2: how much the squared output error of a token rises, in the mean, for
+    the damped Hessian.
+    """
     row: dict[str, Any] = {
         "name": matrix.name,
         "layer": matrix.layer,
@@ -87,13 +84,13 @@ def write(draft: Draft, matrix: Matrix, result: Solved, options: CompressOptions
         "bits": options.bits,
         "group_size": None if options.bits == 16 else matrix.group or "channel",
         "zeros": int((result.weight == 0).sum()),
-        "proxy_loss": None if result.loss is None else float(result.loss.sum(dtype=torch.float64)),
+        "proxy_loss": None if result.loss is None else 2 * float(result.loss.sum(dtype=torch.float64)),
     }
     row["sparsity"] = row["zeros"] / (matrix.rows * matrix.columns)
     if options.packs:
         row["bytes"] = _write_packed(draft, matrix, result, options)
     else:
-        draft.write(matrix.name, matrix.turned(result.weight).to(to_torch(matrix.dtype)).cpu())
+        draft.write(matrix.written, matrix.turned(result.weight).to(to_torch(matrix.dtype)).cpu())
         row["bytes"] = nbytes(matrix.dtype, (matrix.rows, matrix.columns))
     return row
 
@@ -120,5 +117,5 @@ def read_back(draft: Draft, matrix: Matrix, options: CompressOptions, dtype: tor
     The walk goes on with this and not with what the solver held, so that a resumed run sees the same weights.
     """
     if not options.packs:
-        return draft.read(matrix.name).to(dtype)
+        return draft.read(matrix.written).to(dtype)
     return read_packed(draft, matrix.module, scheme_of(matrix, options), dtype)

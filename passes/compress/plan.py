@@ -28,9 +28,13 @@ WEIGHT_DTYPES = ("F32", "BF16", "F16")
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A linear layer's weight: (rows, columns) = (outputs, inputs); stored the other way where `transposed`."""
+    """A linear layer's weight: (rows, columns) = (outputs, inputs); stored the other way where `transposed`.
+
+    `name` is the tensor in the source, `written` what the result calls it.
+    """
 
     name: str
+    written: str
     layer: int
     rows: int
     columns: int
@@ -40,7 +44,7 @@ class Matrix:
 
     @property
     def module(self) -> str:
-        return self.name.removesuffix(".weight")
+        return self.written.removesuffix(".weight")
 
     @property
     def local(self) -> str:
@@ -54,17 +58,17 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The matrices to compress, by layer, and the tensors of the result.
+    """The matrices to compress, and what becomes of every name.
 
-    `aliases` maps a stored name that DST lacks to the name that serves for it; `skipped` lists modules of decoder
-    layers that stay as they are.
+    `names` maps a stored name to what the result calls it, None where another tensor serves for it. `skipped` lists
+    modules that `--skip` left alone. `scales` is the safetensors dtype of all scales.
     """
 
     family: Family
     matrices: tuple[Matrix, ...]
     skipped: tuple[str, ...]
-    aliases: Mapping[str, str]
-    specs: tuple[TensorSpec, ...]
+    names: Mapping[str, str | None]
+    scales: str
 
     def of_layer(self, index: int) -> tuple[Matrix, ...]:
         return tuple(matrix for matrix in self.matrices if matrix.layer == index)
@@ -81,13 +85,8 @@ def fit_group(columns: int, wanted: int | None) -> int | None:
     for size in SERVED_SIZES:
         if size < wanted and columns % size == 0:
             return size
-    near = [d for d in range(math.ceil(wanted / 2), 2 * wanted + 1) if columns % d == 0]
+    near = [d for d in range(math.ceil(wanted / 2), min(2 * wanted, columns) + 1) if columns % d == 0]
     return min(near, key=lambda d: (abs(math.log(d / wanted)), d), default=None)
-
-
-def scale_dtype(weight_dtype: str) -> str:
-    """Scales take 16 bits: bfloat16, or float16 in a float16 model."""
-    return "F16" if weight_dtype == "F16" else "BF16"
 
 
 def scheme_of(matrix: Matrix, options: CompressOptions) -> Scheme:
@@ -103,35 +102,36 @@ def draw_up(options: CompressOptions, layout: Layout) -> Plan:
             f"plain transformers cannot run a packed `{layout.model_type}`: its matrices are Conv1D",
             hint="use `--format dense`, which writes the compressed weights decoded",
         )
-    skip = [_pattern(expression) for expression in options.skip]
+    skip = {expression: _pattern(expression) for expression in options.skip}
+    idle = set(skip)
+    names = _names(family, layout, options)
     matrices: list[Matrix] = []
     skipped: list[str] = []
     for name, (dtype, shape) in layout.tensors.items():
-        layer = family.layer_of(name)
-        if layer is None or len(shape) != 2 or not name.endswith(".weight"):
+        layer = family.matrix_of(name, layout.config)
+        if layer is None or len(shape) != 2:
             continue
-        module = name.removesuffix(".weight")
-        if any(expression.search(module) for expression in skip):
+        written = names[name] or name
+        module = written.removesuffix(".weight")
+        hits = {said for said, expression in skip.items() if expression.search(module)}
+        idle -= hits
+        if hits:
             skipped.append(module)
             continue
         if dtype not in WEIGHT_DTYPES:
             raise InputError(f"tensor `{name}` is {_spoken(dtype)}", hint="decode the model to 16 bits first")
         rows, columns = (shape[1], shape[0]) if family.transposed else shape
-        matrix = Matrix(
-            name,
-            layer,
-            rows,
-            columns,
-            dtype,
-            fit_group(columns, options.group_size.columns),
-            family.transposed,
-        )
+        group = fit_group(columns, options.group_size.columns)
+        matrix = Matrix(name, written, layer, rows, columns, dtype, group, family.transposed)
         _check_pattern(matrix, options)
         matrices.append(matrix)
+    if idle:
+        raise UsageError(f"`--skip {min(idle)}` matches no matrix", hint="`rewright show` lists a checkpoint's tensors")
     if not matrices:
         raise InputError("no matrix to compress", hint="check `--skip` and the checkpoint's tensor names")
-    aliases = _aliases(family, layout)
-    return Plan(family, tuple(matrices), tuple(skipped), aliases, _specs(options, layout, matrices, aliases))
+    # 16 bits, as the model has them: float16 where all of it is
+    scales = "F16" if all(matrix.dtype == "F16" for matrix in matrices) else "BF16"
+    return Plan(family, tuple(matrices), tuple(skipped), names, scales)
 
 
 def _pattern(expression: str) -> re.Pattern[str]:
@@ -166,36 +166,43 @@ def _check_pattern(matrix: Matrix, options: CompressOptions) -> None:
         )
 
 
-def _aliases(family: Family, layout: Layout) -> dict[str, str]:
-    """Tied weights are written once, under the embedding's name; where only the head is stored it is renamed."""
-    stored = next((name for name in family.spellings(family.embedding) if name in layout.tensors), None)
-    if not family.tied(layout.config) or family.head not in layout.tensors:
-        return {}
-    return {family.head: stored or family.embedding}
+def _names(family: Family, layout: Layout, options: CompressOptions) -> dict[str, str | None]:
+    """What the result calls each tensor.
+
+    Packed modules are found by the names of a running model, so a packed result has them even where its source lacks
+    the base prefix. A tied tensor is written once, under the embedding's name.
+    """
+    bare = not any(name.startswith(family.base) for name in layout.tensors)
+
+    def spelled(name: str) -> str:
+        return family.spellings(name)[0] if bare and options.packs and name != family.head else name
+
+    names: dict[str, str | None] = {name: spelled(name) for name in layout.tensors}
+    if family.head in names and family.tied(layout.config):
+        embedding = family.spellings(family.embedding)[1 if bare else 0]
+        names[family.head] = None if embedding in layout.tensors else spelled(embedding)
+    return names
 
 
-def _specs(
-    options: CompressOptions, layout: Layout, matrices: list[Matrix], aliases: Mapping[str, str]
-) -> tuple[TensorSpec, ...]:
-    planned = {matrix.name: matrix for matrix in matrices} if options.packs else {}
-    specs: list[TensorSpec] = []
+def specs(plan: Plan, options: CompressOptions, layout: Layout) -> tuple[TensorSpec, ...]:
+    """The tensors of the result."""
+    planned = {matrix.name: matrix for matrix in plan.matrices} if options.packs else {}
+    found: list[TensorSpec] = []
     for name, (dtype, shape) in layout.tensors.items():
+        written = plan.names[name]
         if name in planned:
             matrix = planned[name]
-            scheme = scheme_of(matrix, options)
-            specs += packed_specs(matrix.module, shape, scheme, scale_dtype(matrix.dtype))
-        elif name not in aliases:
-            specs.append(TensorSpec(name, dtype, shape))
-        elif aliases[name] not in layout.tensors:
-            specs.append(TensorSpec(aliases[name], dtype, shape))
-    return tuple(specs)
+            found += packed_specs(matrix.module, shape, scheme_of(matrix, options), plan.scales)
+        elif written is not None:
+            found.append(TensorSpec(written, dtype, shape))
+    return tuple(found)
 
 
 def table(plan: Plan, options: CompressOptions) -> list[dict[str, Any]]:
     """One row for matrices that differ by their layer alone, as `--dry-run` shows it."""
     counts = Counter[tuple[str, int, int, int | str | None]]()
     for matrix in plan.matrices:
-        name = matrix.name.replace(f".{matrix.layer}.", ".*.", 1)
+        name = matrix.written.replace(f".{matrix.layer}.", ".*.", 1)
         group = None if options.bits == 16 else matrix.group or "channel"
         counts[name, matrix.rows, matrix.columns, group] += 1
     return [
@@ -207,8 +214,8 @@ def table(plan: Plan, options: CompressOptions) -> list[dict[str, Any]]:
 def estimate(options: CompressOptions, layout: Layout) -> Estimate:
     """Bytes and operations of a run: two forwards of the layers, a Hessian each group of inputs, the sweep."""
     plan = draw_up(options, layout)
-    tensors = {spec.name: (spec.dtype, tuple(spec.shape)) for spec in plan.specs}
-    output = sum(nbytes(spec.dtype, spec.shape) for spec in plan.specs)
+    tensors = {spec.name: (spec.dtype, tuple(spec.shape)) for spec in specs(plan, options, layout)}
+    output = sum(nbytes(dtype, shape) for dtype, shape in tensors.values())
     moved = sum(nbytes(dtype, shape) for dtype, shape in layout.tensors.values()) + output
     parameters = Counter[int]()
     hessians = Counter[int]()
@@ -219,8 +226,7 @@ def estimate(options: CompressOptions, layout: Layout) -> Estimate:
     largest = max(parameters.values())
     flops, hidden, statistics = 0, 0, 0
     if options.needs_text or options.calibration_text:
-        context = int(layout.config.get("max_position_embeddings", layout.config.get("n_positions", 2048)))
-        length = min(options.sequence_length or min(2048, context), context)
+        length = sequence_length(options, layout.config)
         tokens = (options.samples + held_out_samples(options.samples)) * length
         width = min(matrix.columns for matrix in plan.matrices)
         hidden = 4 * tokens * width
@@ -243,6 +249,16 @@ def estimate(options: CompressOptions, layout: Layout) -> Estimate:
         bytes_moved=moved,
         details={"matrices": table(plan, options), "skipped": list(plan.skipped)},
     )
+
+
+def sequence_length(options: CompressOptions, config: Mapping[str, Any]) -> int:
+    """Tokens of a calibration sequence. Raises InputError past the model's positions."""
+    limit = config.get("max_position_embeddings") or config.get("n_positions")
+    if not isinstance(limit, int) or limit < 1:
+        return options.sequence_length or 2048
+    if options.sequence_length is not None and options.sequence_length > limit:
+        raise InputError(f"`--sequence-length {options.sequence_length}` is past the model's {limit} positions")
+    return options.sequence_length or min(2048, limit)
 
 
 def held_out_samples(samples: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from rewright.formats.dtypes import to_torch
 from rewright.formats.foreign import refuse_scaled
 from rewright.passes import calibration
 from rewright.passes.compress import hessian, output, solve
-from rewright.passes.compress.plan import Matrix, Plan, draw_up, held_out_samples, scale_dtype, scheme_of
+from rewright.passes.compress.plan import Matrix, Plan, draw_up, held_out_samples, scheme_of, sequence_length, specs
 from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.compress.statistics import gather
 from rewright.passes.context import Context, Reporter, compute_dtype
@@ -31,22 +32,25 @@ REPORT = "reports/compress.json"
 def run(context: Context, options: CompressOptions, source: Checkpoint, draft: Draft) -> Metrics:
     """Compress every matrix of the decoder layers; embedding, head and norms stay as they are."""
     layout = Layout({name: (e.dtype, tuple(e.shape)) for name, e in source.entries.items()}, source.config or {})
-    plan = draw_up(options, layout)
+    plan = output.settle(draw_up(options, layout), source)
+    refuse_scaled(source.entries)
+    dtype = compute_dtype(context.dtype, context.device, stored_dtype(source))
+    assembly = Assembly(source, dtype, context.device)
+    assembly.check()
     if not options.symmetric and options.packs:
         context.reporter.warn("asymmetric packed weights do not load by default in transformers 5.23 and later")
-    refuse_scaled(source.entries)
-    aliases = output.settle_aliases(plan, source)
-    draft.declare(output.specs(plan, source, aliases))
-    output.copy_rest(context, plan, source, draft, aliases)
-    facts, rows = (None, []) if not options.calibration_text else _walk(context, options, plan, source, draft)
-    if facts is None:
-        rows = list(_without_text(context, options, plan, source, draft))
+    draft.declare(specs(plan, options, layout))
+    output.copy_rest(context, plan, source, draft)
+    if options.calibration_text:
+        facts, rows = _walk(context, options, plan, assembly, draft)
+    else:
+        facts, rows = None, list(_without_text(context, options, plan, source, draft))
     behind = draft.carry(source)
     if behind:
         context.reporter.warn(f"not carried over: {', '.join(behind)}")
     if options.packs:
         schemes = {matrix.module: scheme_of(matrix, options) for matrix in plan.matrices}
-        ignored = output.left_dense(plan, source)
+        ignored = output.left_dense(plan, assembly)
         draft.edit_config({"quantization_config": quantization_config(schemes, ignored)})
     summary = _summary(rows)
     report = {"calibration": facts, "summary": summary, "skipped": list(plan.skipped), "matrices": rows}
@@ -68,42 +72,44 @@ def _summary(rows: list[dict[str, Any]]) -> Metrics:
     return found
 
 
-def _calibrate(
-    context: Context, options: CompressOptions, source: Checkpoint, assembly: Assembly
-) -> calibration.Calibration:
+def _calibrate(context: Context, options: CompressOptions, assembly: Assembly) -> calibration.Calibration:
+    source = assembly.weights.source
     tokenizer = load_tokenizer(source)
     if tokenizer is None:
         raise InputError(
             f"`{source.path}` has no tokenizer, and calibration needs one",
             hint="put the model's `tokenizer.json` beside its weights, or use `--method rtn`",
         )
-    limit = getattr(assembly.config.get_text_config(), "max_position_embeddings", None)
-    length = options.sequence_length or min(2048, limit or 2048)
-    if limit and length > limit:
-        raise InputError(f"`--sequence-length {length}` is past the model's {limit} positions")
-    texts = [text for path in options.calibration_text for text in calibration.read_documents(path, context.inputs)]
-    rows = assembly.model.get_input_embeddings().weight.shape[0]
+    seen: dict[str, Path] = {}
+    texts: list[str] = []
+    for path in options.calibration_text:
+        digest = context.inputs.digest(path)
+        if digest in seen:
+            context.reporter.warn(f"`{path}` and `{seen[digest]}` are one text, which is used once")
+            continue
+        seen[digest] = path
+        texts += calibration.read_documents(path, context.inputs)
     drawn = calibration.draw(
         texts,
         tokenizer,
-        rows=rows,
+        rows=assembly.model.get_input_embeddings().weight.shape[0],
         samples=options.samples,
         held_out=held_out_samples(options.samples),
-        length=length,
+        length=sequence_length(options, source.config or {}),
         seed=context.seed,
     )
     used = drawn.facts["samples_used"]
     if used < options.samples:
         context.reporter.warn(f"the calibration text fills {used} of the {options.samples} sequences asked for")
+    if not len(drawn.held_out):
+        context.reporter.warn("no text is left over to report errors on: held-out errors are missing")
     return drawn
 
 
 def _walk(
-    context: Context, options: CompressOptions, plan: Plan, source: Checkpoint, draft: Draft
+    context: Context, options: CompressOptions, plan: Plan, assembly: Assembly, draft: Draft
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    dtype = compute_dtype(context.dtype, context.device, stored_dtype(source))
-    assembly = Assembly(source, dtype, context.device)
-    drawn = _calibrate(context, options, source, assembly)
+    drawn = _calibrate(context, options, assembly)
     tokens = torch.cat([drawn.tokens, drawn.held_out])
     walk = Walk(assembly, tokens, scratch=context.work)
     rows: list[dict[str, Any]] = []
@@ -112,12 +118,12 @@ def _walk(
             matrices = plan.of_layer(layer.index)
             unit = f"layer {layer.index}"
             if unit not in context.journal.done:
-                made = _solve_layer(context, options, layer, matrices, len(drawn.tokens), source, draft)
+                made = _solve_layer(context, options, plan, layer, len(drawn.tokens), assembly, draft)
                 draft.sync()
                 context.journal.record(unit, {"matrices": made})
             made = context.journal.done[unit]["matrices"]
             for matrix in matrices:
-                weight = output.read_back(draft, matrix, options, dtype)
+                weight = output.read_back(draft, matrix, options, assembly.dtype)
                 layer.replace(matrix.local, weight)
             rows += made
             context.reporter.event("layer", index=layer.index, matrices=made)
@@ -129,29 +135,34 @@ def _walk(
 def _solve_layer(
     context: Context,
     options: CompressOptions,
+    plan: Plan,
     layer: Layer,
-    matrices: tuple[Matrix, ...],
     samples: int,
-    source: Checkpoint,
+    assembly: Assembly,
     draft: Draft,
 ) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
+    matrices, source = plan.of_layer(layer.index), assembly.weights.source
     for shared in gather(layer, matrices, samples):
         started = time.monotonic()
         # from the file, not from the layer: `--dtype` may have rounded that
         weights = [matrix.turned(source.read(matrix.name)).float().to(shared.own.device) for matrix in shared.matrices]
-        solved, damp = solve_group(context.reporter, options, shared.matrices, weights, shared.own)
+        solved, damp = solve_group(context.reporter, options, plan.scales, shared.matrices, weights, shared.own)
         spent = (time.monotonic() - started) / len(weights)
         first = 0
         for matrix, weight in zip(shared.matrices, weights, strict=True):
-            result = solved.rows(first, first + matrix.rows)
+            row = output.write(draft, matrix, solved.rows(first, first + matrix.rows), options)
             first += matrix.rows
-            row = output.write(draft, matrix, result, options)
+            # with the rounding that decoding in the model's own dtype brings
+            kept = matrix.turned(output.read_back(draft, matrix, options, stored_dtype(source))).float()
+            kept = kept.to(weight.device)
             row["damp"] = damp
             row["tokens"] = shared.tokens
-            row["error_calibration"] = hessian.relative_error(weight, result.weight, shared.own)
-            row["error_held_out"] = hessian.relative_error(weight, result.weight, shared.held_out)
+            row["error_calibration"] = hessian.relative_error(weight, kept, shared.own)
+            row["error_held_out"] = hessian.relative_error(weight, kept, shared.held_out)
             row["seconds"] = round(spent, 4)
+            if row["zeros"] == weight.numel() and bool(weight.any()):
+                context.reporter.warn(f"`{matrix.name}` became all zeros: its values are below what a scale can say")
             made.append(row)
     order = {matrix.name: place for place, matrix in enumerate(matrices)}
     return sorted(made, key=lambda row: order[row["name"]])
@@ -160,6 +171,7 @@ def _solve_layer(
 def solve_group(
     reporter: Reporter,
     options: CompressOptions,
+    scales: str,
     members: list[Matrix],
     weights: list[torch.Tensor],
     own: torch.Tensor,
@@ -168,7 +180,7 @@ def solve_group(
     weight = torch.cat(weights)
     matrix = members[0]
     group = matrix.group or matrix.columns
-    stored = to_torch(scale_dtype(matrix.dtype))
+    stored = to_torch(scales)
     assert stored is not None
     silent = not bool(own.diagonal().any())
     if silent and options.needs_text:
@@ -193,7 +205,7 @@ def _without_text(
             if matrix.name not in context.journal.done:
                 started = time.monotonic()
                 weight = matrix.turned(output.read_finite(source, matrix.name)).float()
-                stored = to_torch(scale_dtype(matrix.dtype))
+                stored = to_torch(plan.scales)
                 assert stored is not None
                 result = solve.round_nearest(weight, None, matrix.group or matrix.columns, options, stored)
                 row = output.write(draft, matrix, result, options)

@@ -77,11 +77,11 @@ class _Columns:
         self.scale = torch.empty(-(-columns // group), rows, device=weight.device)
         self.zero = torch.zeros_like(self.scale)
 
-    def choose_grid(self, start: int, keep: torch.Tensor | None) -> None:
-        """Scale and zero point of the group that begins at column `start`."""
+    def choose_grid(self, start: int, weight: torch.Tensor, keep: torch.Tensor | None) -> None:
+        """Scale and zero point of the group that begins at column `start`, from its weights as corrected so far."""
         index = start // self.group
         self.scale[index], self.zero[index] = grid.choose(
-            self.weight[start : start + self.group],
+            weight,
             keep,
             bits=self.options.bits,
             symmetric=self.options.symmetric,
@@ -106,7 +106,7 @@ def _blocks(columns: int, group: int, size: int) -> Iterator[tuple[int, int]]:
             yield part, min(part + (size if group > size else step), stop)
 
 
-def _pieces(start: int, stop: int, group: int) -> Iterator[tuple[int, int]]:
+def _kernel_spans(start: int, stop: int, group: int) -> Iterator[tuple[int, int]]:
     """A block in runs that the kernel takes, none across a group's end."""
     while start < stop:
         end = min(stop, start + KERNEL_COLUMNS, (start // group + 1) * group)
@@ -163,11 +163,16 @@ def sweep(
     loss = torch.zeros_like(state.weight[0])
     for start, stop in _blocks(columns, group if _nests(group, options) else columns, size):
         keep = _sweep_mask(state, upper, parts, (start, stop), options)
-        for first, last in _pieces(start, stop, group):
+        for first, last in _kernel_spans(start, stop, group):
             kept = None if keep is None else keep[first - start : last - start]
             if state.quantises and first % group == 0:
-                known = keep is not None and first + group <= stop
-                state.choose_grid(first, keep[first - start :][:group] if keep is not None and known else None)
+                whole = first + group <= stop
+                held = state.weight[first : first + group]
+                if not whole:
+                    held = held.clone()
+                    late = slice(stop, first + group)
+                    held[stop - first :].addmm_(upper[start:first, late].t(), errors[: first - start], alpha=-1)
+                state.choose_grid(first, held, keep[first - start :][:group] if keep is not None and whole else None)
             index = first // group
             done = joint_sweep(
                 state.weight[first:last].t(),
@@ -227,7 +232,7 @@ def round_nearest(
         if not state.quantises:
             state.result[part] = held
             continue
-        state.choose_grid(start, kept)
+        state.choose_grid(start, state.weight[part], kept)
         scale, zero = state.scale[start // group], state.zero[start // group]
         codes = torch.round(held / scale).add_(zero).clamp_(state.low, state.high)
         state.codes[part] = codes.to(torch.int8)

@@ -49,6 +49,23 @@ def test_lines_of_json(tmp_path: Path) -> None:
         read(path)
 
 
+def test_json_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="line 1 is not JSON"):
+        read(path)
+    path.write_text('{"text": "a \\ud800 b"}')
+    with pytest.raises(InputError, match=r"line 1 holds half a character, '\\ud800'"):
+        read(path)
+
+
+@given(st.text("ab \n", max_size=200), st.integers(2, 30))
+def test_pieces_joined_are_the_document(text: str, most: int) -> None:
+    pieces = calibration._pieces([text], most)
+    assert "".join(pieces) == text
+    assert all(len(piece) <= most for piece in pieces)
+
+
 def test_other_encodings_are_refused_with_their_place(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes("abc déf".encode("latin-1"))

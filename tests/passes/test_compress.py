@@ -19,6 +19,7 @@ from rewright.kernels.pack import unpack
 from rewright.passes.context import RunOptions, Silent
 from rewright.passes.errors import BoundError, InputError, UsageError
 from rewright.passes.loading import load
+from rewright.passes.models.families import FAMILIES
 from rewright.passes.pipeline import Run, execute, plan
 from rewright.passes.recipe import make as make_stage
 from tests.passes.conftest import STORIES, TINY, make
@@ -266,13 +267,19 @@ def test_inputs_that_never_come(tiny_copy: Callable[[str], Path], text: Path, tm
     assert torch.isfinite(plain(tmp_path / "out", dtype=torch.float32)).all()
 
 
-def test_activations_past_float16_are_refused(tiny_copy: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+def test_float16_that_overflows_is_refused(tiny_copy: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+    """Weights past what float16 holds: by name, before any work. Activations past it: by the layer."""
     src = tiny_copy("llama")
     tensors = load_file(src / "model.safetensors")
-    tensors["model.embed_tokens.weight"] *= 1e6
-    save_file(tensors, src / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises((BoundError, InputError), match=r"finite"):
+    large = {**tensors, "model.embed_tokens.weight": tensors["model.embed_tokens.weight"] * 1e6}
+    save_file(large, src / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"`model.embed_tokens.weight` holds values past"):
         compress(src, tmp_path / "out", text, dtype="f16")
+    tensors["model.layers.0.mlp.up_proj.weight"] *= 5e4
+    save_file(tensors, src / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BoundError, match=r"activations .*`model.layers.0"):
+        compress(src, tmp_path / "out", text, dtype="f16", force=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_float16_scales_do_not_underflow(tmp_path: Path, text: Path) -> None:
@@ -286,6 +293,127 @@ def test_float16_scales_do_not_underflow(tmp_path: Path, text: Path) -> None:
     assert scale.dtype == torch.float16
     assert bool((scale > 0).all())
     assert torch.isfinite(plain(tmp_path / "out", dtype=torch.float16)).all()
+
+
+def change(src: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """Edit a checkpoint's tensors in place."""
+    tensors = load_file(src / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, src / "model.safetensors", metadata={"format": "pt"})
+    return src
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name != "gpt2"])
+@pytest.mark.parametrize("group_size", [16, 48])
+def test_sources_without_the_base_prefix(
+    name: str, group_size: int, tiny: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    """Packed modules are found by a running model's names: the result has them, whatever the source is called."""
+    shutil.copytree(tiny(name), tmp_path / "src")
+    family = FAMILIES[TINY[name][0]]
+
+    def strip(tensors: dict[str, torch.Tensor]) -> None:
+        for stored in list(tensors):
+            tensors[stored.removeprefix(family.base)] = tensors.pop(stored)
+
+    src = change(tmp_path / "src", strip)
+    compress(src, tmp_path / "out", text, group_size=group_size)
+    compress(tiny(name), tmp_path / "named", text, group_size=group_size)
+    expected = plain(tmp_path / "named", dtype=torch.float32)
+    assert torch.equal(plain(tmp_path / "out", dtype=torch.float32), expected)
+    assert torch.equal(logits(load(tmp_path / "out")[0]), expected)
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+@pytest.mark.parametrize("name", ["model.layers.2.eh_proj.weight", "model.layers.0.adapter.weight"])
+def test_matrices_that_no_model_builds_are_kept(
+    name: str, method: str, tiny_copy: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    strange = torch.randn(32, 64)
+    src = change(tiny_copy("llama"), lambda tensors: tensors.update({name: strange}))
+    compress(src, tmp_path / "out", text, method=method)
+    assert torch.equal(load_file(tmp_path / "out/model.safetensors")[name], strange)
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"vocab_size": 500}, "`vocab_size` 500, and `model.embed_tokens.weight` has 512 rows"),
+        ({"num_hidden_layers": 3}, r"`model.layers.2.self_attn.q_proj.weight` is missing"),
+        ({"intermediate_size": 96}, r"`model.layers.0.mlp.gate_proj.weight` has shape \[64, 32\]"),
+        ({"hidden_act": "nosuch"}, "transformers cannot take"),
+        ({"num_attention_heads": 0}, "transformers cannot take"),
+    ],
+    ids=str,
+)
+def test_configs_unlike_the_tensors_are_refused_before_any_work(
+    wrong: dict[str, Any], said: str, method: str, tiny_copy: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    src = tiny_copy("llama")
+    config = json.loads((src / "config.json").read_text())
+    (src / "config.json").write_text(json.dumps({**config, **wrong}))
+    with pytest.raises(InputError, match=said):
+        compress(src, tmp_path / "out", text if method == "gptq" else None, method=method)
+    assert not list((tmp_path / "out.partial").rglob("*.safetensors"))
+
+
+def test_a_layer_that_the_config_does_not_have_is_copied(
+    tiny_copy: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    src = tiny_copy("llama")
+    config = json.loads((src / "config.json").read_text())
+    (src / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    compress(src, tmp_path / "out", text)
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(load_file(tmp_path / "out/model.safetensors")[name], load_file(src / "model.safetensors")[name])
+
+
+def test_matrices_of_two_float_types(tiny_copy: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+    def mix(tensors: dict[str, torch.Tensor]) -> None:
+        for stored, tensor in tensors.items():
+            tensors[stored] = tensor.half() if "q_proj" in stored or "gate" in stored else tensor.bfloat16()
+
+    src = change(tiny_copy("llama"), mix)
+    compress(src, tmp_path / "out", text)
+    scales = {t.dtype for n, t in load_file(tmp_path / "out/model.safetensors").items() if n.endswith("_scale")}
+    assert scales == {torch.bfloat16}
+    assert torch.isfinite(plain(tmp_path / "out", dtype=torch.bfloat16)).all()
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gemma2"])
+def test_copies_that_differ_are_not_tied(
+    name: str, tiny_copy: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    """The config says tied, the file holds two tensors: plain transformers goes by the file, and so do we."""
+
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 0.01 * torch.randn(512, 32)
+
+    src = change(tiny_copy(name), add)
+    assert torch.equal(logits(load(src)[0]), plain(src, dtype=torch.float32))
+    compress(src, tmp_path / "out", text)
+    assert torch.equal(logits(load(tmp_path / "out")[0]), plain(tmp_path / "out", dtype=torch.float32))
+
+
+def test_the_reported_error_is_that_of_the_decoded_weights(tmp_path: Path, text: Path) -> None:
+    """In a bfloat16 model decoding rounds once more, which at 8 bits is much of the error."""
+    src = make("llama", tmp_path / "src", torch.bfloat16)
+    compress(src, tmp_path / "packed", text, bits=8)
+    compress(src, tmp_path / "dense", text, bits=8, format="dense")
+    for one, other in zip(report(tmp_path / "packed")["matrices"], report(tmp_path / "dense")["matrices"], strict=True):
+        if one["layer"] == 0:
+            assert abs(one["error_calibration"] / other["error_calibration"] - 1) < 1e-3
+
+
+def test_one_text_named_twice_is_used_once(tiny: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+    (tmp_path / "again.txt").write_bytes(text.read_bytes())
+    stage = make_stage(1, "compress", {**QUICK, "calibration-text": [str(text), str(tmp_path / "again.txt")]})
+    reporter = Silent()
+    execute(Run(tiny("llama"), tmp_path / "out", (stage,), RunOptions(threads=1)), reporter)
+    assert any("one text" in warning for warning in reporter.warnings)
+    documents = [part for part in text.read_text().split("<|endoftext|>") if part.strip()]
+    assert report(tmp_path / "out")["calibration"]["documents"] == len(documents)
 
 
 def test_a_compressed_source_is_refused(tiny: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
@@ -321,6 +449,7 @@ def test_options_that_contradict_each_other() -> None:
         {"bits": 5, "method": "rtn"},
         {"sparsity": 1.5, "method": "rtn"},
         {"method": "rtn", "skip": ["("]},
+        {"method": "rtn", "skip": ["no_such_module"]},
     ):
         with pytest.raises(UsageError):
             plan_words(said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,12 +137,52 @@ def test_choices(tmp_path: Path) -> None:
     assert report["questions"] == 3
     assert math.isclose(report["accuracy"], 2 / 3)
     assert math.isclose(report["accuracy_normalised"], 2 / 3)
-    path.write_text(json.dumps({"question": "x", "answer": "y"}))
-    with pytest.raises(InputError, match=r"line 1 is no question: found `question`, `answer`"):
+    published = {"question": "Once upon a", "answerKey": "B", "choices": {"text": arc["choices"], "label": ["A", "B"]}}
+    path.write_text(json.dumps(published))
+    assert evaluate(STORIES, choices=path)["choices"]["accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"question": "x", "answer": "y"}, "line 1 is no question: found `question`, `answer`"),
+        ({"query": "x", "choices": ["a", "b"], "gold": 2}, "`gold` 2 names none of 2 answers"),
+        ({"query": "x", "choices": ["a", "b"], "gold": 0.9}, "`gold` 0.9 names none"),
+        ({"query": "x", "choices": ["a", "b"], "gold": True}, "`gold` True names none"),
+        ({"query": "x", "choices": ["a", "b"], "gold": None}, "`gold` None names none"),
+        ({"query": "x", "choices": "xyz", "gold": 0}, "not a text and two answers"),
+        ({"query": "x", "choices": None, "gold": 0}, "not a text and two answers"),
+        ({"query": "x", "choices": {"text": ["a"], "label": []}, "gold": 0}, "not a text and two answers"),
+        ({"query": 3, "choices": ["a", "b"], "gold": 0}, "not a text and two answers"),
+        ([1], "is no question: found no keys"),
+    ],
+    ids=str,
+)
+def test_what_is_no_question(record: object, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=said):
         evaluate(STORIES, choices=path)
-    path.write_text(json.dumps({**arc, "gold": 2}))
-    with pytest.raises(InputError, match="`gold` 2 names none of 2 answers"):
-        evaluate(STORIES, choices=path)
+
+
+def test_answers_without_a_likelihood_are_refused(tiny_copy: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tiny_copy("llama")
+    change(folder, "model.norm.weight", 3e38)
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"query": "Once", "choices": ["a", "b"], "gold": 0}))
+    with pytest.raises(BoundError, match="not numbers"):
+        evaluate(folder, choices=path)
+
+
+def test_generation_ends_where_the_generation_config_says(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(STORIES, tmp_path / "src"))
+    whole = "".join(generate(folder, "Once upon a time", max_new_tokens=12))
+    _, tokenizer = load(folder)
+    first = tokenizer("Once upon a time" + whole).input_ids[len(tokenizer("Once upon a time").input_ids) + 3]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, first]}))
+    cut = "".join(generate(folder, "Once upon a time", max_new_tokens=12))
+    assert whole.startswith(cut)
+    assert len(cut) < len(whole)
 
 
 def test_cache_and_no_cache_say_the_same() -> None:
@@ -161,7 +202,7 @@ def test_sampling_is_seeded_and_bounded() -> None:
 
     warm = {"temperature": 1.0, "top_p": 0.9}
     assert story(1, **warm) == story(1, **warm) != story(2, **warm)
-    assert story(1, temperature=1.0, top_p=1e-9) == story(5)
+    assert story(1, temperature=1.0, top_p=0.0) == story(1, temperature=1e-320) == story(5)
     with pytest.raises(InputError, match="past the model's 512 positions"):
         "".join(generate(STORIES, "Once", max_new_tokens=512))
 

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from rewright.formats.checkpoint import Checkpoint
 from rewright.passes.errors import InputError
 from rewright.passes.loading import Assembly, load
-from rewright.passes.models.families import family_of
-from rewright.passes.walk import Walk
+from rewright.passes.models.families import FAMILIES, family_of
+from rewright.passes.walk import Walk, is_linear
 from tests.passes.conftest import STORIES, TINY
 
 CPU = torch.device("cpu")
@@ -50,6 +50,22 @@ def test_walk_equals_transformers(name: str, tiny: Callable[[str], Path]) -> Non
         assert layer.linears
     for batch in walk.batches:
         assert torch.equal(walk.logits("compressed", batch), oracle(tiny(name), tokens[batch]))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_families_know_their_matrices(name: str, tiny: Callable[[str], Path]) -> None:
+    assembly = Assembly(Checkpoint.open(tiny(name)), torch.float32, CPU)
+    built = {path for path, module in assembly.layers[0].named_modules() if is_linear(module)}
+    assert set(FAMILIES[TINY[name][0]].linears) == built
+
+
+def test_other_families_are_refused_where_tensors_are_missing(tiny_copy: Callable[[str], Path]) -> None:
+    """Plain transformers would fill them with random numbers, with a word on stderr."""
+    folder = tiny_copy("llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "phi3", "pad_token_id": 0}))
+    with pytest.raises(InputError, match=r"`model.layers.0.mlp.gate_up_proj.weight` is missing"):
+        load(folder)
 
 
 def test_windows_matter(tiny: Callable[[str], Path]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewright.passes.compress.plan import draw_up, estimate, fit_group
+from rewright.passes.compress.plan import draw_up, estimate, fit_group, specs
 from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.spec import Layout
@@ -19,6 +19,10 @@ from rewright.passes.values import GroupSize, Pattern
 )
 def test_widths(columns: int, wanted: int | None, found: int | None) -> None:
     assert fit_group(columns, wanted) == found
+
+
+def test_a_size_past_any_width_is_found_at_once() -> None:
+    assert fit_group(172, 10**11) is None
 
 
 @given(st.integers(1, 5000), st.integers(1, 512))
@@ -48,19 +52,21 @@ def rtn(**said: object) -> CompressOptions:
 
 
 def test_only_matrices_of_layers_are_planned() -> None:
-    plan = draw_up(rtn(group_size=GroupSize(32)), layout())
+    said = rtn(group_size=GroupSize(32))
+    plan = draw_up(said, layout())
     assert [(m.module, m.group) for m in plan.matrices] == [
         ("model.layers.0.self_attn.q_proj", 32),
         ("model.layers.0.mlp.down_proj", 43),
     ]
-    specs = {spec.name: (spec.dtype, tuple(spec.shape)) for spec in plan.specs}
-    assert specs["model.layers.0.mlp.down_proj.weight_scale"] == ("BF16", (64, 4))
-    assert specs["lm_head.weight"] == ("BF16", (100, 64))
-    assert "model.layers.0.mlp.down_proj.weight" not in specs
+    found = {spec.name: (spec.dtype, tuple(spec.shape)) for spec in specs(plan, said, layout())}
+    assert found["model.layers.0.mlp.down_proj.weight_scale"] == ("BF16", (64, 4))
+    assert found["lm_head.weight"] == ("BF16", (100, 64))
+    assert "model.layers.0.mlp.down_proj.weight" not in found
 
 
 def test_tied_head_is_not_written_twice() -> None:
-    names = {spec.name for spec in draw_up(rtn(), layout(tie_word_embeddings=True)).specs}
+    tied = layout(tie_word_embeddings=True)
+    names = {spec.name for spec in specs(draw_up(rtn(), tied), rtn(), tied)}
     assert "lm_head.weight" not in names
     assert "model.embed_tokens.weight" in names
 

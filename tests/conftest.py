@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,11 @@ os.environ |= {
     # threads that wait must not spin: on a shared machine that multiplies every time by five
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+
+
+# A shell without job control starts background commands with Ctrl-C ignored, and they hand that on. With a handler
+# here, the processes that tests start have the default again.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

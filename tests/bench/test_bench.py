@@ -10,7 +10,7 @@ import torch
 
 from rewright.kernels.joint_sweep import joint_sweep
 from tests.bench import __main__ as bench
-from tests.bench import harness
+from tests.bench import harness, quality, solve
 from tests.bench.joint_sweep import eager
 from tests.kernels.conform import Verdict
 
@@ -53,3 +53,21 @@ def test_the_peer_of_the_sweep_computes_the_same() -> None:
     assert torch.equal(codes, sweep.codes)
     assert torch.allclose(value, sweep.dequantised)
     assert torch.allclose(error, sweep.error, atol=1e-5)
+
+
+def test_the_solve_is_measured() -> None:
+    found = solve.measure(0.5, 128)
+    assert found["linear_parameters"] == 6_422_528
+    assert found["cpu_seconds"] > 0
+    assert all(0 < layer["python_share"] < 1 for layer in found["layers"])
+    assert "| 0.5 | 128 |" in solve.page([found])
+
+
+def test_the_quality_study_measures_every_case() -> None:
+    cases = list(quality.cases())
+    assert len(cases) == 14
+    setting, method, options = cases[-1]
+    found = quality.measure(quality.DATA / "stories260K", {**options, "samples": 2, "sequence-length": 32}, 0, 1)
+    runs = [{"setting": setting, "method": method, "seed": 0, **found}]
+    results = {"about": "", "command": "", "machine": {}, "models": {"m": {"dense": 4.0, "runs": runs}}}
+    assert f"{found['perplexity']:.2f} |" in quality.table(results)

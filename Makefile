@@ -38,7 +38,7 @@ out/demo.txt: out/demo/rewright.json $(HELD_OUT)
 	rewright eval out/demo --text $(HELD_OUT) --compare $(MODEL) --sample 100 > $@
 
 out/demo/rewright.json: $(SOURCES) $(TEXT) $(wildcard $(MODEL)/*) | .venv/.installed
-	rewright chain $(MODEL) out/demo compress --bits 4 --group-size 32 --sparsity 0.25 --calibration-text $(TEXT)
+	rewright chain --update $(MODEL) out/demo compress --bits 4 --group-size 32 --sparsity 0.25 --calibration-text $(TEXT)
 
 # One thread for each worker; the tests that need several set them. Tests drive a make of their own, which must not
 # take itself for a part of this one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from rewright.cli.build import command, completer, parser
 from rewright.cli.plan import describe
 from rewright.passes import registry
 from rewright.passes.context import RunOptions
-from rewright.passes.errors import InputError, UsageError
-from rewright.passes.spec import Spec, fields_of, to_plain
+from rewright.passes.errors import BoundError, InputError, StaleError, UsageError
+from rewright.passes.inputs import paths_of
+from rewright.passes.spec import Spec, fields_of
 
 if TYPE_CHECKING:
     from rewright.passes.recipe import Stage
@@ -29,14 +31,34 @@ def perform(src: Path, dst: Path, stages: tuple[Stage, ...], run: RunOptions) ->
     from rewright.passes import pipeline
 
     talk = console.current()
+    if run.events is not None:
+        _refuse_events(run.events, src, dst)
     talk.configure(quiet=run.quiet, verbose=run.verbose, events=run.events)
     job = pipeline.Run(src=src, dst=dst, stages=stages, options=run)
-    document = pipeline.plan(job) if run.dry_run else pipeline.execute(job, talk)
+    try:
+        document = pipeline.plan(job) if run.dry_run else pipeline.execute(job, talk)
+    except (BoundError, StaleError) as refusal:
+        if run.json and refusal.document is not None:
+            console.write_json(refusal.document)
+        raise
     if run.json:
         console.write_json(document)
     else:
         for line in describe(document, dry=run.dry_run):
             talk.info(line)
+
+
+def _refuse_events(events: Path, src: Path, dst: Path) -> None:
+    """Raise UsageError for an events file that would be written over something else."""
+    place = Path(os.path.realpath(events))
+    for folder in (src, dst):
+        root = Path(os.path.realpath(folder))
+        if place == root or root in place.parents:
+            raise UsageError(f"`--events {events}` is inside `{folder}`", hint="write events elsewhere")
+    if place.is_file():
+        with place.open("rb") as file:
+            if file.read(8) not in (b"", b'{"time":'):
+                raise UsageError(f"`--events {events}` exists and holds something else", hint="name another file")
 
 
 def split(words: Sequence[str]) -> list[list[str]]:
@@ -153,15 +175,10 @@ def run_recipe(
     from rewright.passes import recipe as recipes
 
     stages = recipes.parse(_text(recipe), set or ())
-    if str(recipe) == "-":
-        for stage in stages:
-            if any(str(value) == "-" for words in to_plain(stage.options).values() for value in _listed(words)):
-                raise UsageError("the recipe and an option both read standard input", hint="keep one of them in a file")
+    named = [path for stage in stages for path in paths_of(stage.options)] + [run.eval_text]
+    if str(recipe) == "-" and any(str(path) == "-" for path in named):
+        raise UsageError("the recipe and an option both read standard input", hint="keep one of them in a file")
     perform(src, dst, stages, run)
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _text(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -48,7 +49,8 @@ class Console:
     def close(self) -> None:
         """Close the events file."""
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
             self._events = None
 
     @property
@@ -98,8 +100,14 @@ class Console:
 
     def event(self, kind: str, **fields: Any) -> None:
         """One JSON line in the `--events` file; `time` is in seconds since 1970."""
-        if self._events is not None:
+        if self._events is None:
+            return
+        try:
             self._events.write(json.dumps(plain({"time": time.time(), "event": kind, **fields})) + "\n")
+        except OSError as error:
+            # the run goes on without: events are about it, not for it
+            self._events = None
+            self.warn(f"events are not written any more: {(error.strerror or str(error)).lower()}")
 
     def progress(self, label: str, total: float | None) -> AbstractContextManager[Progress]:
         """A bar under way; `total` is in whatever unit the work advances by, None when nobody knows."""

@@ -43,6 +43,8 @@ class EvalOptions:
     def __post_init__(self) -> None:
         if self.text is None and self.choices is None:
             raise UsageError("nothing to score", hint="give `--text FILE` or `--choices FILE`")
+        if self.text == self.choices:
+            raise UsageError("`--text` and `--choices` name one file", hint="they are of different forms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

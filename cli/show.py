@@ -17,6 +17,7 @@ from rewright.cli.plan import show as shown
 from rewright.cli.progress import duration
 from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError, UsageError
+from rewright.passes.spec import fields_of
 
 Checkpoint = Annotated[Path, typer.Argument(metavar="PATH", help="checkpoint folder or one .safetensors file")]
 
@@ -61,7 +62,20 @@ def _again(path: Path, form: str) -> None:
     if stamp is None:
         raise InputError(f"`{path}` has no `rewright.json`: nothing here says what made it")
     stages = recipe.stages_of_stamp(stamp)
+    if said := _run_words(stamp):
+        console.current().info(f"made with {said}, which a recipe does not hold")
     console.write(shlex.join(recipe.words(stages)) + "\n" if form == "chain" else recipe.dump(stages), end="")
+
+
+def _run_words(stamp: Mapping[str, Any]) -> str:
+    """The run options that decided the result, where they are not the defaults."""
+    made = stamp.get("run")
+    said = made if isinstance(made, Mapping) else {}
+    return " ".join(
+        f"--{item.flag} {said[item.flag]}"
+        for item in fields_of(RunOptions)
+        if item.opt.affects == "result" and said.get(item.flag, item.default) != item.default
+    )
 
 
 def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

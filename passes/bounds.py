@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rewright.passes.errors import BoundError, UsageError
 
+if TYPE_CHECKING:
+    from rewright.passes.recipe import Stage
+
+# What an evaluation beside the source reports.
+SCORES = ("perplexity", "perplexity_ratio", "bits_per_byte", "kl", "top1_agreement", "scored_tokens")
 _FORM = re.compile(r"\s*((?:\d+\.)?[A-Za-z_][\w.-]*)\s*(<=|>=|<|>)\s*([-+0-9.eE]+|inf)\s*")
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -32,10 +37,25 @@ def _parse(word: str) -> tuple[str, str, float]:
         ) from None
 
 
-def check_words(words: Sequence[str]) -> None:
-    """Refuse what is not a bound before any work is done. Raises UsageError."""
+def check_words(words: Sequence[str], stages: Sequence[Stage] = (), *, scored: bool = True) -> None:
+    """Refuse before any work what is not a bound, or is on a metric that no stage can report. Raises UsageError."""
+    reported = [stage.spec.metrics for stage in stages]
+    known = set(SCORES) if scored else set()
+    for number, stage in enumerate(stages, start=1):
+        for name in stage.spec.metrics or ():
+            known |= {name, f"{stage.spec.name}.{name}", f"{number}.{name}"}
     for word in words:
-        _parse(word)
+        name, _, _ = _parse(word)
+        if stages and None not in reported and name not in known:
+            raise _unreported(word, name, known)
+
+
+def _unreported(word: str, name: str, known: Iterable[str]) -> UsageError:
+    return UsageError(
+        f"`--require {word}`: no stage reports `{name}`",
+        hint=f"metrics: {', '.join(sorted(n for n in known if '.' not in n))}; `--eval-text FILE` adds "
+        "perplexity_ratio and others",
+    )
 
 
 def metrics(document: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -66,11 +86,7 @@ def hold(words: Sequence[str], document: dict[str, Any], missed: str) -> None:
     for word in words:
         name, sign, limit = _parse(word)
         if name not in found:
-            named = ", ".join(sorted(name for name in found if "." not in name))
-            raise UsageError(
-                f"`--require {word}`: no stage reports `{name}`",
-                hint=f"metrics: {named}; `--eval-text FILE` adds perplexity_ratio and others",
-            )
+            raise _unreported(word, name, found)
         value = found[name]
         if math.isnan(value) or not _HOLDS[sign](value, limit):
             raise BoundError(f"`{name}` is {value:.6g}, required {sign} {limit:g}", hint=missed)

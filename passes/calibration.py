@@ -16,8 +16,10 @@ from rewright.passes.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from rewright.formats.checkpoint import Checkpoint
     from rewright.passes.inputs import Inputs
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 SEPARATOR = "<|endoftext|>"
 GOLDEN = 0.6180339887498949
 # A document longer than this many characters a token of a row is drawn in pieces, so that a book can be sampled.
@@ -96,6 +98,11 @@ def read_documents(path: Path, inputs: Inputs) -> list[str]:
     head = data.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     lines = path.suffix in (".jsonl", ".ndjson") or (path == Path("-") and head == b"{")
     return documents(data, str(path), lines=lines)
+
+
+def has_tokenizer(source: Checkpoint) -> bool:
+    """Whether a checkpoint brings a tokenizer, by its files."""
+    return any((source.root / name).exists() for name in TOKENIZER_FILES)
 
 
 def start_tokens(tokenizer: Any) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class RunOptions:
         Opt("which implementation of each op; an explicit choice never falls back", affects="speed"),
     ] = "auto"
     threads: Annotated[
-        int | None, Opt("CPU threads; by default the CPUs this process may use", min=1, affects="speed")
+        int | None, Opt("CPU threads; by default the CPUs this process may use", min=1, max=1024, affects="speed")
     ] = None
     eval_text: Annotated[
         Path | None, Opt("text to score source and result on when the last pass is done", affects="speed")
@@ -129,12 +130,9 @@ def find_device(wanted: str) -> torch.device:
 
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise UsageError(f"no device `{wanted}`", hint="say `cpu`, `cuda` or `cuda:N`") from None
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", wanted):
         raise UsageError(f"no device `{wanted}`", hint="say `cpu`, `cuda` or `cuda:N`")
+    device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ResourceError(
             f"device `{wanted}` is not there: this machine has {torch.cuda.device_count()} GPUs",

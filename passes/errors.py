@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rewright.formats.errors import Refusal
 
 
@@ -18,8 +20,15 @@ class ResourceError(Refusal):
 
 
 class BoundError(Refusal):
-    """The pass ran, and its result misses a bound: not finite, or a `--require` not met."""
+    """The pass ran, and its result misses a bound: not finite, or a `--require` not met.
+
+    `document` is the run's, as far as it is filled, or None.
+    """
+
+    document: dict[str, Any] | None = None
 
 
 class StaleError(Refusal):
-    """`--check` found that a run would do work."""
+    """`--check` found that a run would do work. `document` is the run's, or None."""
+
+    document: dict[str, Any] | None = None

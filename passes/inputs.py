@@ -13,6 +13,16 @@ from rewright.passes.spec import fields_of
 STDIN = Path("-")
 
 
+def paths_of(options: Any) -> list[Path]:
+    """The files that a pass's options name."""
+    found: list[Path] = []
+    for item in fields_of(type(options)):
+        value = getattr(options, item.name)
+        if item.type is Path and value is not None:
+            found += value if item.many else (value,)
+    return found
+
+
 class Inputs:
     """Option files of one run; `-` is standard input. What is read is what the key was made of, or an error."""
 

@@ -21,6 +21,7 @@ from rewright.formats.compressed_tensors import Scheme
 from rewright.formats.dtypes import to_torch
 from rewright.formats.foreign import refuse_scaled
 from rewright.kernels.pack import unpack
+from rewright.passes.calibration import has_tokenizer
 from rewright.passes.errors import InputError
 from rewright.passes.models.families import FAMILIES, family_of
 
@@ -278,8 +279,7 @@ def load_tokenizer(source: Checkpoint) -> Any | None:
     """The checkpoint's tokenizer, or None where it has none. Raises InputError for one that cannot be read."""
     from transformers import AutoTokenizer
 
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-    if not any((source.root / name).exists() for name in names):
+    if not has_tokenizer(source):
         return None
     try:
         return AutoTokenizer.from_pretrained(source.root, local_files_only=True)

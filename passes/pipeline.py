@@ -16,10 +16,10 @@ from rewright.formats.digest import SourceDigest, source_digest
 from rewright.formats.errors import ConflictError, StorageError
 from rewright.formats.provenance import STAMP, read_stamp
 from rewright.formats.seal import write_stamp
-from rewright.passes import bounds, keys
+from rewright.passes import bounds, calibration, keys
 from rewright.passes.context import Reporter, RunOptions, Silent, find_device, usable_cpus
 from rewright.passes.errors import BoundError, InputError, StaleError, UsageError
-from rewright.passes.inputs import Inputs
+from rewright.passes.inputs import STDIN, Inputs, paths_of
 from rewright.passes.machine import version
 from rewright.passes.recipe import Stage
 from rewright.passes.spec import Estimate, Layout, to_plain
@@ -54,7 +54,7 @@ def plan(run: Run) -> dict[str, Any]:
     """What `execute` would do, from headers: the same document, with nothing done and nothing written."""
     from rewright.passes.rates import seconds_of
 
-    bounds.check_words(run.options.require)
+    run = _checked(run)
     survey = _survey(run, Silent())
     return _document(run, survey, _state(run, survey), seconds_of)
 
@@ -67,11 +67,22 @@ def execute(run: Run, reporter: Reporter) -> dict[str, Any]:
     that there is work to do.
     """
     started = time.monotonic()
-    bounds.check_words(run.options.require)
+    run = _checked(run)
     survey = _survey(run, reporter)
+    document = _document(run, survey, _state(run, survey))
+    try:
+        state = _carry_out(run, survey, document, reporter)
+    except (BoundError, StaleError) as refusal:
+        # who asked for a document gets it with the figures that missed
+        refusal.document = {**document, "seconds": round(time.monotonic() - started, 3)}
+        raise
+    return {**document, "state": state, "seconds": round(time.monotonic() - started, 3)}
+
+
+def _carry_out(run: Run, survey: _Survey, document: dict[str, Any], reporter: Reporter) -> str:
+    """Bring the destination up to date, filling the document; returns the state it is in then."""
     if run.options.check:
         _refuse_stale(run, survey)
-    document = _document(run, survey, _state(run, survey))
     if not run.options.check and (run.options.force or not _is_current(run, survey)):
         with publish.lock(run.dst):
             # another run may have finished while this one looked around
@@ -79,21 +90,47 @@ def execute(run: Run, reporter: Reporter) -> dict[str, Any]:
             if run.options.force or not _is_current(run, survey):
                 _build(run, survey, document, reporter)
                 reporter.event("published", destination=str(run.dst), key=survey.key)
-                return {**document, "state": "done", "seconds": round(time.monotonic() - started, 3)}
+                return "done"
     _stand(run, survey, document, reporter)
     reporter.info(f"`{run.dst}` is up to date")
-    return {**document, "state": "up-to-date", "seconds": round(time.monotonic() - started, 3)}
+    reporter.event("up-to-date", destination=str(run.dst), key=survey.key)
+    return "up-to-date"
+
+
+def _checked(run: Run) -> Run:
+    """Refuse what can be refused from the words alone; one spelling of the destination for every later look at it."""
+    bounds.check_words(run.options.require, run.stages, scored=run.options.eval_text is not None)
+    inputs = [run.options.eval_text, *(path for stage in run.stages for path in paths_of(stage.options))]
+    if inputs.count(STDIN) > 1:
+        raise UsageError("two options read standard input", hint="keep one of them in a file")
+    return replace(run, dst=Path(os.path.realpath(run.dst))) if ".." in run.dst.parts else run
+
+
+def _check_text(run: Run, source: Checkpoint, inputs: Inputs) -> None:
+    """Raise InputError when there would be nothing to score at the end."""
+    text = run.options.eval_text
+    if text is None:
+        return
+    if not calibration.read_documents(text, inputs):
+        raise InputError(f"`{text}` has no document to score")
+    if not calibration.has_tokenizer(source):
+        raise InputError(f"`{source.path}` has no tokenizer, and `--eval-text` needs one")
 
 
 def _survey(run: Run, reporter: Reporter) -> _Survey:
     publish.check_apart(run.src, run.dst)
+    if os.path.ismount(run.dst):
+        # a destination takes its name by one rename, and nothing is renamed onto a mount
+        raise StorageError(f"`{run.dst}` is a mount point", hint="name a folder inside it")
     source = Checkpoint.open(run.src)
     stamp, work = _stamp_at(run.dst), Workspace.beside(run.dst)
-    known = {**_known_files(stamp, source), **_known_files(work.record, source)}
+    known = {} if run.options.force else {**_known_files(stamp, source), **_known_files(work.record, source)}
     with reporter.progress("read the source, MB", source.total_bytes / 1e6) as bar:
         digest = source_digest(source, known, lambda count: bar.advance(count / 1e6))
     inputs = Inputs()
+    _check_text(run, source, inputs)
     record = keys.record(run.stages, run.options, digest, inputs)
+    reporter.debug(f"key {keys.key_of(record)}")
     return _Survey(source, inputs, digest, record, keys.key_of(record), stamp, work)
 
 
@@ -252,6 +289,7 @@ def _build(run: Run, survey: _Survey, document: dict[str, Any], reporter: Report
         reporter.warn(warning)
     find_device(run.options.device)
     resumes = _state(run, survey) == "resume"
+    reporter.debug(f"partial work at `{survey.work.path}` is {'taken up' if resumes else 'begun'}")
     work = _continue(run, survey, reporter) if resumes else _begin(run, survey, document)
     source = {
         "name": survey.source.path.name,

@@ -91,7 +91,8 @@ def dump(stages: Sequence[Stage]) -> str:
     """A recipe: `parse(dump(stages)) == stages`."""
     import tomli_w
 
-    return tomli_w.dumps({"stage": [{"pass": stage.spec.name, **_said(stage)} for stage in stages]})
+    tables = (tomli_w.dumps({"pass": stage.spec.name, **_said(stage)}) for stage in stages)
+    return "\n".join(f"[[stage]]\n{table}" for table in tables)
 
 
 def words(stages: Sequence[Stage]) -> list[str]:

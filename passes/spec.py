@@ -78,6 +78,8 @@ class Field:
                 if str(choice) == str(raw) and not isinstance(raw, bool):
                     return choice
             raise ValueError(f"must be one of {', '.join(str(c) for c in self.choices)}, not `{raw}`")
+        if self.type is Path and raw == "":
+            raise ValueError("must not be empty")
         if self.is_value:
             return self.type.parse(str(raw))
         if self.type is bool:
@@ -222,7 +224,8 @@ class Spec:
     """A pass. `impl` is `module:function`, imported only when the pass runs.
 
     `version` rises when equal options may give other bytes. `wants` says what the source must have; `grain` the
-    most that a resume can lose; `archs` the `model_type` values it takes, empty for any.
+    most that a resume can lose; `archs` the `model_type` values it takes, empty for any; `metrics` the numbers it
+    reports, by which a bound on another is refused before any work (None: not said).
     """
 
     name: str
@@ -236,6 +239,7 @@ class Spec:
     paper: str
     estimate: Callable[[Any, Layout], Estimate]
     archs: frozenset[str] = frozenset()
+    metrics: frozenset[str] | None = None
     attachment: str | None = None
 
     def load(self) -> Callable[..., Metrics]:

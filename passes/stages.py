@@ -110,6 +110,9 @@ def _carry_out_one(chain: Chain, number: int, source: Checkpoint, draft: Draft) 
         inputs=chain.inputs,
         work=scratch,
     )
+    chain.reporter.debug(
+        f"stage {number} ({stage.spec.name}) on {context.device}, {chain.threads} threads, kernels {options.kernels}"
+    )
     chain.reporter.event("stage", number=number, name=stage.spec.name, options=to_plain(stage.options))
     metrics = _work(stage, options.kernels, context, source, draft)
     return {

@@ -11,7 +11,7 @@ from typing import Any
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError
-from rewright.formats.provenance import read_stamp
+from rewright.formats.provenance import STAMP, read_stamp
 from rewright.formats.strict import read_json
 from rewright.passes.models.families import FAMILIES
 
@@ -39,8 +39,16 @@ def kind_of(name: str) -> str:
 
 
 def stamp_of(path: Path) -> dict[str, Any] | None:
-    """The stamp of a checkpoint folder, None where it has none. Raises FormatError."""
-    return read_stamp(path) if path.is_dir() else None
+    """The stamp of a checkpoint folder, None where it has none. Raises FormatError for one that is damaged."""
+    stamp = read_stamp(path) if path.is_dir() else None
+    if stamp is None:
+        return None
+    stages = stamp.get("stages", [])
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise FormatError(f"`{path / STAMP}` is damaged: its `stages` are not a list of objects")
+    if any(not isinstance(stage.get("seconds", 0), int | float | None) for stage in stages):
+        raise FormatError(f"`{path / STAMP}` is damaged: a stage's `seconds` is not a number")
+    return stamp
 
 
 def summary(path: Path) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def summary(path: Path) -> dict[str, Any]:
         "tokenizer_rows": tokenizer,
         "quantization": _quantization(source, warnings),
         "unknown": unknown(source),
-        "stages": (source.stamp or {}).get("stages", []),
+        "stages": (stamp_of(path) or {}).get("stages", []),
         "sidecars": [name for name, _ in source.sidecars()],
         "left_behind": source.left_behind(),
         "warnings": warnings,

@@ -90,6 +90,7 @@ COMPRESS = Spec(
     gives="weights",
     grain="layer",
     archs=frozenset(FAMILIES),
+    metrics=frozenset({"matrices", "sparsity", "bits_per_weight", "error_calibration", "error_held_out"}),
     paper="Compress, Then Prompt (arXiv:2305.11186); GPTQ (arXiv:2210.17323); SparseGPT (arXiv:2301.00774)",
     estimate=estimate,
 )

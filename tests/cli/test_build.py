@@ -61,7 +61,7 @@ def test_run_options_stand_anywhere_in_a_pass_command(call: Any, pipeline: Any) 
         (("--mode", "softer"), "`--mode` must be one of soft, hard, not `softer`"),
         (("--pattern", "4:2"), "`--pattern` must be `unstructured` or `N:M` with 0 < N < M, not `4:2`"),
         (("--share", "nan"), "`--share` must be from 0 to 1, not `nan`"),
-        (("--threads", "0"), "`--threads` must be at least 1, not `0`"),
+        (("--threads", "0"), "`--threads` must be from 1 to 1024, not `0`"),
         (("--seed", "-1"), "`--seed` must be from 0 to 9223372036854775807, not `-1`"),
         (("--size",), "option `--size` requires an argument"),
         (("third",), "unexpected word `third`"),

@@ -191,13 +191,17 @@ def test_other_options_do_not_take_over(forks: Forks, chain: Chain, tmp_path: Pa
     assert contents(dst) == contents(chain.out)
 
 
+def _begun_by_force(dst: Path) -> bool:
+    return bool(json.loads(dst.with_name(f"{dst.name}.partial").joinpath("run.json").read_text())["forced"])
+
+
 def test_force_drops_other_partial_work_and_goes_on_from_its_own(forks: Forks, chain: Chain, tmp_path: Path) -> None:
     dst, events = tmp_path / "out", tmp_path / "events.jsonl"
     _struck(forks, chain.words(dst))
-    before = journal(_scratch(dst))["layer 0"]
+    assert not _begun_by_force(dst)
     _struck(forks, chain.words(dst, "--force"), number=5)  # the first is to delete what was there
     forced = journal(_scratch(dst))["layer 0"]
-    assert forced != before, "begun anew"
+    assert _begun_by_force(dst), "begun anew"
     assert forks.run(*chain.words(dst, "--force", "--events", str(events))).code == 0
     assert _layers(events)[1]["layer 0"] == forced
     assert contents(dst) == contents(chain.out)

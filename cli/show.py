@@ -177,7 +177,8 @@ def verify(path: Checkpoint, run: RunOptions) -> None:
     """
     from rewright.formats.verify import verify as checked
 
-    report = checked(path)
+    with console.current().progress("verify, MB", None) as bar:
+        report = checked(path, on_bytes=lambda count: bar.advance(count / 1e6))
     if run.json:
         console.write_json(report.plain())
     else:

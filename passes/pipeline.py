@@ -51,12 +51,20 @@ class _Survey:
 
 
 def plan(run: Run) -> dict[str, Any]:
-    """What `execute` would do, from headers: the same document, with nothing done and nothing written."""
+    """What `execute` would do, from headers: the same document, with nothing done and nothing written.
+
+    Refuses what `execute` would refuse before its work: what stands at the destination, a disk that is too small.
+    """
     from rewright.passes.rates import seconds_of
 
     run = _checked(run)
     survey = _survey(run, Silent())
-    return _document(run, survey, _state(run, survey), seconds_of)
+    document = _document(run, survey, _state(run, survey), seconds_of)
+    if run.options.force or not _is_current(run, survey):
+        _refuse_destination(run, survey)
+        if document["state"] != "resume":
+            publish.ensure_room(survey.work.path, _room(document))
+    return document
 
 
 def execute(run: Run, reporter: Reporter) -> dict[str, Any]:
@@ -352,9 +360,7 @@ def _continue(run: Run, survey: _Survey, reporter: Reporter) -> Workspace:
 def _begin(run: Run, survey: _Survey, document: dict[str, Any]) -> Workspace:
     """A new folder of partial work, if there is room for what it will hold. Raises StorageError."""
     survey.work.drop()
-    sizes = [stage["output_bytes"] for stage in document["stages"]]
-    # a stage's input stays until the stage is done
-    publish.ensure_room(run.dst, max(map(sum, zip([0, *sizes], sizes, strict=False))))
+    publish.ensure_room(survey.work.path, _room(document))
     return survey.work.begin(
         {
             "key": survey.key,
@@ -364,6 +370,12 @@ def _begin(run: Run, survey: _Survey, document: dict[str, Any]) -> Workspace:
             "source": _source_facts(survey.source, survey.digest),
         }
     )
+
+
+def _room(document: dict[str, Any]) -> int:
+    """The most bytes that the stages hold at once: a stage's input stays until the stage is done."""
+    sizes = [stage["output_bytes"] for stage in document["stages"]]
+    return max(map(sum, zip([0, *sizes], sizes, strict=False)))
 
 
 def _refuse_changed_source(run: Run, survey: _Survey) -> None:

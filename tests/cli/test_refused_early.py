@@ -117,3 +117,19 @@ def test_what_a_recipe_does_not_hold_is_said(process: Any, model: Path, tmp_path
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(out)
     assert ended(process, "run", "--seed", "3", "--check", recipe, model, tmp_path / "out")[0] == 0
+
+
+def test_a_dry_run_refuses_what_the_run_would(process: Any, model: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "mine.txt").write_text("keep")
+    for words in ((), ("--dry-run",)):
+        code, _, err = ended(process, *ROUND, *words, model, foreign)
+        assert code == 6
+        assert "exists and is not Rewright's" in err
+    assert [path.name for path in foreign.iterdir()] == ["mine.txt"]
+    assert ended(process, *ROUND, model, tmp_path / "out")[0] == 0
+    assert ended(process, *ROUND, "--dry-run", model, tmp_path / "out")[0] == 0
+    changed = ("compress", "--method", "rtn", "--bits", "3", "--dry-run")
+    assert ended(process, *changed, model, tmp_path / "out")[0] == 6
+    assert ended(process, *changed, "--update", model, tmp_path / "out")[0] == 0

@@ -84,8 +84,7 @@ class Weights:
 
     def stored_name(self, name: str) -> str | None:
         """The stored spelling of a running model's name, without regard to ties."""
-        spelled = self.family.spellings(name) if self.family and name.startswith(self.family.base) else (name,)
-        for candidate in spelled:
+        for candidate in self.family.stored_as(name) if self.family else (name,):
             if candidate in self.source.entries or self._packed(candidate):
                 return candidate
         return None

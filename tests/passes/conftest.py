@@ -38,6 +38,28 @@ _OPT = {
     "eos_token_id": 2,
 }
 
+_GEMMA3 = {**_LLAMA, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2}
+_BLOOM = {
+    **{key: _NEOX[key] for key in ("vocab_size", "hidden_size", "bos_token_id", "eos_token_id")},
+    "n_layer": 2,
+    "n_head": 4,
+}
+_FALCON = {
+    **{key: value for key, value in _NEOX.items() if key != "intermediate_size"},
+    "ffn_hidden_size": 64,
+    "bias": True,
+}
+_MOE = {**_LLAMA, "num_experts_per_tok": 2}
+_QWEN3_MOE = {**_MOE, "moe_intermediate_size": 16, "num_experts": 4, "head_dim": 8, "norm_topk_prob": True}
+_GPT_OSS = {
+    **_MOE,
+    "intermediate_size": 48,
+    "num_local_experts": 4,
+    "head_dim": 8,
+    "sliding_window": 8,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
 # name -> (model type, settings of its config)
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**_LLAMA, "tie_word_embeddings": False}),
@@ -50,6 +72,17 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "opt-350m": ("opt", {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
     "gpt2": ("gpt2", {"vocab_size": 512, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
     "gpt_neox": ("gpt_neox", {**_NEOX, "tie_word_embeddings": False}),
+    "gpt_neox-sequential": ("gpt_neox", {**_NEOX, "tie_word_embeddings": False, "use_parallel_residual": False}),
+    "gemma3": ("gemma3_text", _GEMMA3),
+    "phi3": ("phi3", {**_LLAMA, "sliding_window": 8, "pad_token_id": 0, "tie_word_embeddings": False}),
+    "bloom": ("bloom", _BLOOM),
+    "bloom-post-norm": ("bloom", {**_BLOOM, "apply_residual_connection_post_layernorm": True}),
+    "falcon": ("falcon", _FALCON),
+    "falcon-alibi": ("falcon", {**_FALCON, "alibi": True, "multi_query": False, "parallel_attn": False}),
+    "falcon-new": ("falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": False}),
+    "mixtral": ("mixtral", {**_MOE, "intermediate_size": 48, "num_local_experts": 4, "sliding_window": 8}),
+    "qwen3_moe": ("qwen3_moe", {**_QWEN3_MOE, "num_hidden_layers": 3, "mlp_only_layers": [1]}),
+    "gpt_oss": ("gpt_oss", _GPT_OSS),
 }
 
 
@@ -63,7 +96,7 @@ def make(name: str, folder: Path, dtype: torch.dtype = torch.float32, **changes:
     with torch.no_grad():
         for parameter in model.parameters():
             # initial matrices are so small that a model hardly depends on its input
-            if parameter.ndim == 2:
+            if parameter.ndim > 1:
                 parameter.mul_(8)
             else:
                 parameter.add_(0.1 * torch.randn_like(parameter))

@@ -42,9 +42,7 @@ def admm_step(target: torch.Tensor, weight: torch.Tensor, dual: torch.Tensor, ke
         ("keep", keep, torch.bool),
     ):
         if tensor.shape != target.shape or tensor.dtype != dtype:
-            raise ValueError(
-                f"{name} must be {dtype} {tuple(target.shape)}, not {tensor.dtype} {tuple(tensor.shape)}"
-            )
+            raise ValueError(f"{name} must be {dtype} {tuple(target.shape)}, not {tensor.dtype} {tuple(tensor.shape)}")
     target, weight, dual = target.detach(), weight.detach(), dual.detach()
 
     def supports() -> str | None:

@@ -1,16 +1,20 @@
 """The definition of `keep_largest` and `keep_of`, arranged to be fast on a CPU.
 
 The order statistic comes from numpy, whose partition and sort use the widest vectors that a CPU has: ten times and
-more faster than `torch.kthvalue` and `torch.sort`. Short patterns are ranked by comparing every pair of columns.
+more faster than `torch.kthvalue` and `torch.sort`; scores on another device go through host memory for it. Short
+patterns are ranked by comparing every pair of columns.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 # Patterns up to this length are ranked by pairs, which takes length / 2 comparisons a score.
-_PAIRS = 32
+_PAIRS = 8
 # Scores ranked at a time, so that they and their ranks stay in a core's cache.
 _PIECE = 1 << 16
 
@@ -19,8 +23,8 @@ def keep_largest(score: torch.Tensor, prune: int) -> torch.Tensor:
     """All but the `prune` smallest; see the package for shapes and dtypes."""
     if prune == 0:
         return torch.ones(score.shape, dtype=torch.bool, device=score.device)
-    flat = _sortable(score.reshape(1, -1))
-    return _above(flat, prune).view(score.shape)
+    kept = _above(_sortable(score.reshape(1, -1)), prune)
+    return torch.from_numpy(kept).view(score.shape).to(score.device)
 
 
 def keep_of(score: torch.Tensor, keep: int, of: int) -> torch.Tensor:
@@ -33,7 +37,8 @@ def keep_of(score: torch.Tensor, keep: int, of: int) -> torch.Tensor:
     if of <= _PAIRS:
         kept = _by_pairs(score.t(), keep, of).t()
     else:
-        kept = _above(_sortable(score.reshape(-1, of)), of - keep).view(rows, columns)
+        above = _above(_sortable(score.reshape(-1, of)), of - keep)
+        kept = torch.from_numpy(above).view(rows, columns).to(score.device)
     return kept.t().contiguous().t() if by_column else kept.contiguous()
 
 
@@ -42,34 +47,31 @@ def columns_first(score: torch.Tensor) -> bool:
     return score.stride(0) == 1 and score.stride(1) != 1
 
 
-def _sortable(score: torch.Tensor) -> torch.Tensor:
-    """Half precision widened, which keeps order and ties; numpy has no bfloat16."""
-    return score.to(torch.promote_types(score.dtype, torch.float32)).contiguous()
+def _sortable(score: torch.Tensor) -> npt.NDArray[Any]:
+    """The scores in host memory; half precision widened, which keeps order and ties: numpy has no bfloat16."""
+    values: npt.NDArray[Any] = score.to("cpu", torch.promote_types(score.dtype, torch.float32)).contiguous().numpy()
+    return values
 
 
-def _above(score: torch.Tensor, prune: int) -> torch.Tensor:
+def _above(score: npt.NDArray[Any], prune: int) -> npt.NDArray[np.bool_]:
     """All but the `prune` >= 1 smallest of each row of a contiguous matrix."""
-    threshold = _smallest(score, prune)[:, None]
-    keep = score >= threshold
+    threshold = _smallest(score, prune)
+    keep: npt.NDArray[np.bool_] = score >= threshold
     # All below the threshold are gone; of those that equal it, the first ones still have to go.
-    short = prune - (score.shape[1] - keep.sum(dim=1))
-    row, column = (score == threshold).nonzero(as_tuple=True)
-    ties = torch.bincount(row, minlength=len(score))
-    place = torch.arange(len(row), device=score.device) - (ties.cumsum(0) - ties)[row]
-    gone = place < short[row]
-    keep[row[gone], column[gone]] = False
+    short = prune - (score.shape[1] - np.add.reduce(keep.view(np.uint8), axis=1, dtype=np.int64))
+    tied = np.flatnonzero(score == threshold)
+    row = tied // score.shape[1]
+    place = np.arange(len(tied)) - np.searchsorted(row, np.arange(len(score)))[row]
+    keep.reshape(-1)[tied[place < short[row]]] = False
     return keep
 
 
-def _smallest(score: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count`-th smallest of each row."""
-    if score.device.type != "cpu":
-        return score.kthvalue(count, dim=1).values
+def _smallest(score: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """The `count`-th smallest of each row, as a column."""
     # numpy's partition takes quadratic steps where much is equal, as zeros of an earlier pruning are.
-    tied = int((score == score.amin(dim=1, keepdim=True)).count_nonzero())
-    values = score.numpy()
-    order = np.sort(values) if tied * 16 > score.numel() else np.partition(values, count - 1)
-    return torch.from_numpy(order[:, count - 1].copy())
+    tied = np.count_nonzero(score == score.min(axis=1, keepdims=True))
+    order = np.sort(score) if tied * 16 > score.size else np.partition(score, count - 1)
+    return order[:, count - 1 : count]
 
 
 def _by_pairs(columns: torch.Tensor, keep: int, of: int) -> torch.Tensor:

@@ -99,6 +99,11 @@ def packed_specs(module: str, shape: Sequence[int], scheme: Scheme, scale_dtype:
     return specs
 
 
+def is_expert(module: str) -> bool:
+    """Whether readers take a module for one of a layer's experts, by its name."""
+    return _EXPERT.search(module) is not None
+
+
 def words(codes: int, bits: int) -> int:
     """32-bit words that hold `codes` codes of `bits` bits, packed without gaps."""
     return -(-codes * bits // 32)
@@ -207,7 +212,7 @@ def _weights(scheme: Scheme) -> dict[str, Any]:
 
 def _target(module: str) -> str:
     # transformers looks for the experts' group among the patterns that say `experts`, and only there.
-    if _EXPERT.search(module):
+    if is_expert(module):
         return f"re:^{re.escape(module)}$"
     return module
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from rewright.formats import compressed_tensors
 from rewright.formats.checkpoint import Checkpoint
-from rewright.formats.compressed_tensors import Scheme
+from rewright.formats.compressed_tensors import Scheme, is_expert
 from rewright.formats.dtypes import to_torch
 from rewright.formats.foreign import refuse_scaled
 from rewright.kernels.pack import unpack
@@ -48,14 +48,18 @@ class Reads(Protocol):
 
 
 def read_packed(held: Reads, module: str, scheme: Scheme, dtype: torch.dtype) -> torch.Tensor:
-    """The decoded weight of a `pack-quantized` module, (rows, columns) in `dtype`."""
+    """The decoded weight of a `pack-quantized` module, (rows, columns) in `dtype`.
+
+    Plain transformers decodes experts in the dtype of their scales, whatever the model's.
+    """
     rows, columns = (int(n) for n in held.read(module + ".weight_shape"))
     codes = unpack(held.read(module + ".weight_packed"), scheme.bits, columns)
     zero = None
     if not scheme.symmetric:
         packed = held.read(module + ".weight_zero_point")
         zero = unpack(packed.t().contiguous(), scheme.bits, rows).t()
-    return decode(codes, held.read(module + ".weight_scale"), zero, dtype)
+    scale = held.read(module + ".weight_scale")
+    return decode(codes, scale, zero, scale.dtype if is_expert(module) else dtype).to(dtype)
 
 
 class Weights:
@@ -109,15 +113,39 @@ class Weights:
             return False
         return not torch.equal(self.source.read(stored[0]), self.source.read(stored[1]))
 
+    def experts_apart(self, layer: str) -> bool:
+        """Whether the file has a matrix for each expert of a layer, where a running model has all in two tensors."""
+        experts = self.family.experts if self.family else None
+        return experts is not None and any(
+            self.stored_name(f"{layer}.{fused}") is None and self._shares(f"{layer}.{fused}") for fused in experts.fused
+        )
+
+    def _shares(self, name: str) -> list[tuple[str, ...]]:
+        """The matrices, from top to bottom, that make up each expert's share of a fused tensor; none for any other."""
+        experts = self.family.experts if self.family else None
+        for fused in experts.fused if experts else ():
+            if experts is not None and experts.parts and name.endswith(f".{fused}"):
+                layer = name.removesuffix(fused)
+                count = range(experts.count(self.source.config or {}))
+                return [tuple(f"{layer}{part}.weight" for part in experts.sources(fused, i)) for i in count]
+        return []
+
+    def _stored_shares(self, name: str) -> list[tuple[str, ...]]:
+        spelled = (name, *self._others.get(name, ()))
+        return self._shares(name) if all(self.stored_name(other) is None for other in spelled) else []
+
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """A tensor in `dtype` if it is floating point, else as stored. Raises InputError naming what is wrong."""
-        spelled = (self.stored_name(other) for other in (name, *self._others.get(name, ())))
-        stored = next((found for found in spelled if found is not None), None)
-        if stored is None:
-            raise InputError(
-                f"tensor `{name}` is missing from `{self.source.path}`",
-                hint="is a shard of the download absent?",
-            )
+        """A tensor in `dtype` if it is floating point, else as stored. Raises InputError naming what is wrong.
+
+        A tensor of all experts comes together from their matrices where the file has those.
+        """
+        shares = self._stored_shares(name)
+        if shares:
+            whole = torch.empty(self.shape(name), dtype=dtype)
+            for target, parts in zip(whole, shares, strict=True):
+                torch.cat([self.read(part, dtype) for part in parts], out=target)
+            return whole
+        stored = self.find(name)
         tensor = self._decoded(stored, dtype) if stored not in self.source.entries else self.source.read(stored)
         if not tensor.is_floating_point():
             return tensor
@@ -132,10 +160,23 @@ class Weights:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, from headers but for packed ones. Raises InputError when it is missing."""
+        shares = self._stored_shares(name)
+        if shares:
+            return (len(shares), *self._shape_of_shares(shares))
         stored = self.find(name)
         if stored in self.source.entries:
             return tuple(self.source.entries[stored].shape)
         return tuple(int(n) for n in self.source.read(stored.removesuffix(".weight") + ".weight_shape"))
+
+    def _shape_of_shares(self, shares: list[tuple[str, ...]]) -> tuple[int, int]:
+        """The shape that each expert's share has. Raises InputError for matrices that do not fit together."""
+        first = [self.shape(part) for part in shares[0]]
+        for parts in shares:
+            for part, wanted in zip(parts, first, strict=True):
+                found = self.shape(part)
+                if found != wanted or len(found) != 2 or found[1] != first[0][1]:
+                    raise InputError(f"tensor `{part}` has shape {list(found)}, unlike the other experts' {list(wanted)}")
+        return sum(shape[0] for shape in first), first[0][1]
 
     def _decoded(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         module = name.removesuffix(".weight")

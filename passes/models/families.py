@@ -8,6 +8,9 @@ from typing import Any
 
 from rewright.passes.errors import InputError
 
+# What transformers calls the tensors of all experts: gate and up in one, then down.
+FUSED = ("gate_up_proj", "down_proj")
+
 
 @dataclass(frozen=True, slots=True)
 class Experts:
@@ -24,10 +27,18 @@ class Experts:
     parts: tuple[str, ...] = ()
     transposed: bool = False
 
+    @staticmethod
+    def count(config: Mapping[str, Any]) -> int:
+        """The experts of a layer. Raises InputError where the config does not say."""
+        found = config.get("num_experts", config.get("num_local_experts"))
+        if not isinstance(found, int) or found < 1:
+            raise InputError("`config.json` does not say how many experts a layer has")
+        return found
+
     @property
-    def fused(self) -> tuple[str, str]:
+    def fused(self) -> tuple[str, ...]:
         """The tensors that hold all experts' first matrices, and their second."""
-        return f"{self.module}.gate_up_proj", f"{self.module}.down_proj"
+        return tuple(f"{self.module}.{leaf}" for leaf in FUSED)
 
     def sources(self, fused: str, expert: int) -> tuple[str, ...]:
         """The modules, within a layer, whose matrices make up an expert's share of a fused tensor, from top to bottom."""
@@ -115,8 +126,7 @@ class Family:
                 return layer
             expert = self.experts.expert_of(module)
             if expert is not None:
-                count = config.get("num_experts", config.get("num_local_experts"))
-                return layer if module != local and not (isinstance(count, int) and expert >= count) else None
+                return layer if module != local and expert < self.experts.count(config) else None
             if module.startswith("mlp."):
                 return None
         return layer if module in self.linears and module != local else None
@@ -151,9 +161,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "qwen3_moe": replace(
-        _LLAMA, experts=Experts("mlp.experts", "mlp.experts", ("gate_proj", "up_proj", "down_proj"))
-    ),
+    "qwen3_moe": replace(_LLAMA, experts=Experts("mlp.experts", "mlp.experts", ("gate_proj", "up_proj", "down_proj"))),
     "mixtral": replace(
         _LLAMA,
         linears=_ATTENTION,

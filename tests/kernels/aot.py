@@ -20,7 +20,17 @@ from pathlib import Path
 from typing import Any
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
-OPS = ("hessian_update", "joint_sweep", "pack", "rng")
+OPS = (
+    "hessian_update",
+    "cross_update",
+    "joint_sweep",
+    "descend",
+    "clip_search",
+    "select",
+    "admm_step",
+    "pack",
+    "rng",
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,37 @@ def _hessian_variants() -> Iterator[Variant]:
     yield Variant("hessian_update", "mirror", op.mirror_kernel, {"h_ptr": "*fp32"}, {"BLOCK": op.MIRROR}, options)
 
 
+def _cross_variants() -> Iterator[Variant]:
+    import triton.language as tl
+
+    from rewright.kernels.cross_update import triton as op
+
+    unit = {"total_column": 1, "left_column": 1, "right_column": 1}
+    aligned = ("total_ptr", "left_ptr", "right_ptr", "total_row", "left_row", "right_row")
+    for label, config, left, right, ones, divisible in (
+        ("wide bf16", op.WIDE, "bf16", "bf16", unit, aligned),
+        ("wide fp16", op.WIDE, "fp16", "fp16", unit, aligned),
+        ("half bf16 strided", op.HALF, "bf16", "bf16", {}, ()),
+        ("half fp16 odd", op.HALF, "fp16", "fp16", unit, ()),
+        ("full fp32", op.FULL, "fp32", "fp32", unit, aligned),
+        ("full fp32 strided", op.FULL, "fp32", "fp32", {}, ()),
+        ("full bf16 by fp32", op.FULL, "bf16", "fp32", {}, ()),
+        ("small bf16 strided", op.SMALL, "bf16", "bf16", {}, ()),
+        ("small fp32 strided", op.SMALL, "fp32", "fp32", {}, ()),
+    ):
+        half = {"bf16": tl.bfloat16, "fp16": tl.float16}.get(left)
+        blocks = {"BLOCK_I": config.block_i, "BLOCK_J": config.block_j, "BLOCK_K": config.block_k}
+        yield Variant(
+            "cross_update",
+            label,
+            op.cross_update_kernel,
+            {"total_ptr": "*fp32", "left_ptr": f"*{left}", "right_ptr": f"*{right}", "alpha": "fp32"},
+            {"DOT": half if half and left == right else tl.float32, "ACC": tl.float32, **blocks, **ones},
+            {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True},
+            divisible,
+        )
+
+
 def _sweep_variants() -> Iterator[Variant]:
     import triton.language as tl
 
@@ -107,6 +148,102 @@ def _sweep_variants() -> Iterator[Variant]:
             yield Variant("joint_sweep", f"{width} {label}", op.joint_sweep_kernel, types(dtype), constants, options)
 
 
+def _descend_variants() -> Iterator[Variant]:
+    import triton.language as tl
+
+    from rewright.kernels.descend import triton as op
+
+    def types(dtype: str) -> dict[str, str]:
+        floating = dict.fromkeys(("value_ptr", "gradient_ptr", "hessian_ptr", "scale_ptr", "new_ptr"), f"*{dtype}")
+        return floating | {"zero_ptr": "*fp32", "keep_ptr": "*u8", "codes_ptr": "*i8"}
+
+    ones = ("value_row", "gradient_row", "keep_row", "hessian_column", "scale_stride", "zero_stride")
+    columns = dict.fromkeys(ones, 1)
+    everything = {"HAS_SCALE": True, "HAS_ZERO": True, "HAS_KEEP": True}
+    pruning = {"HAS_SCALE": False, "HAS_ZERO": False, "HAS_KEEP": True}
+    for width, (rows, warps) in op.CONFIGS.items():
+        blocks = {"ACC": tl.float32, "BLOCK_R": rows, "BLOCK_C": width}
+        options = {"num_warps": warps, "enable_fp_fusion": False}
+        for label, dtype, flags, strides in (
+            ("fp32 columns", "fp32", everything, columns),
+            ("fp32 strided", "fp32", everything, {}),
+            ("bf16 columns", "bf16", everything, columns),
+            ("fp32 prune", "fp32", pruning, columns),
+        ):
+            constants = {**blocks, **flags, **strides}
+            yield Variant("descend", f"{width} {label}", op.descend_kernel, types(dtype), constants, options)
+
+
+def _clip_variants() -> Iterator[Variant]:
+    import triton.language as tl
+
+    from rewright.kernels.clip_search import triton as op
+
+    types = {"keep_ptr": "*u8", "greatest": "fp32", "least": "fp32"}
+    types |= dict.fromkeys(("importance_ptr", "shares_ptr", "scale_ptr", "zero_ptr"), "*fp32")
+    blocks = {"ACC": tl.float32, "BLOCK_R": op.ROWS, "BLOCK_C": op.COLUMNS}
+    options = {"num_warps": op.WARPS, "enable_fp_fusion": False}
+    columns = {"weight_row": 1, "keep_row": 1, "importance_stride": 1}
+    for label, dtype, symmetric, stored, ones in (
+        ("fp32 columns bf16", "fp32", True, tl.bfloat16, columns),
+        ("fp32 columns fp16", "fp32", False, tl.float16, columns),
+        ("fp32 strided fp32", "fp32", False, tl.float32, {}),
+        ("bf16 rows bf16", "bf16", True, tl.bfloat16, {"weight_column": 1, "keep_column": 1}),
+        ("plain fp32 columns bf16", "fp32", True, tl.bfloat16, columns),
+    ):
+        counted = not label.startswith("plain")
+        flags = {"HAS_KEEP": counted, "HAS_IMPORTANCE": counted, "SYMMETRIC": symmetric, "STORED": stored}
+        constants = {**blocks, **flags, **ones}
+        kernel = op.clip_search_kernel
+        yield Variant("clip_search", label, kernel, types | {"weight_ptr": f"*{dtype}"}, constants, options)
+
+
+def _select_variants() -> Iterator[Variant]:
+    import triton.language as tl
+
+    from rewright.kernels.select import triton as op
+
+    options = {"num_warps": op.WARPS, "enable_fp_fusion": False}
+    flat = {"WIDE": False, "BLOCK": op.BLOCK}
+    table = {"state_ptr": "*i64", "table_ptr": "*i32"}
+    for top in (True, False):
+        which = "top" if top else "other"
+        yield Variant("select", f"digit {which}", op.digit_kernel, table, {"TOP": top}, options)
+        for dtype in ("fp32", "bf16"):
+            types = {"score_ptr": f"*{dtype}"} | table
+            constants = {**flat, "SHIFT": 24 if top else 8, "TOP": top}
+            yield Variant("select", f"count {which} {dtype}", op.count_kernel, types, constants, options)
+    for dtype in ("fp32", "bf16"):
+        types = {"score_ptr": f"*{dtype}", "keep_ptr": "*u8", "state_ptr": "*i64"}
+        yield Variant("select", f"ties {dtype}", op.ties_kernel, types | {"ties_ptr": "*i32"}, flat, options)
+        yield Variant("select", f"above {dtype}", op.above_kernel, types | {"ties_ptr": "*i64"}, flat, options)
+        for label, ones in (
+            ("rows", {"score_column": 1, "keep_column": 1}),
+            ("columns", {"score_row": 1, "keep_row": 1}),
+            ("strided", {}),
+        ):
+            tile = {"ACC": tl.float32, "BLOCK": op.TILE, **ones}
+            yield Variant("select", f"rank {dtype} {label}", op.rank_kernel, types, tile, options)
+        whole = {**flat, **op.limits(False), "keep_column": 1}
+        yield Variant("select", f"segment {dtype}", op.segment_kernel, types, whole, options)
+
+
+def _admm_variants() -> Iterator[Variant]:
+    import triton.language as tl
+
+    from rewright.kernels.admm_step import triton as op
+
+    constants = {"ACC": tl.float32, "BLOCK": op.BLOCK}
+    options = {"num_warps": op.WARPS, "enable_fp_fusion": False}
+    floating = ("target_ptr", "weight_ptr", "dual_ptr", "rhs_ptr")
+    unit = dict.fromkeys(("target_column", "weight_column", "dual_column", "keep_column"), 1)
+    for dtype in ("fp32", "bf16"):
+        types = dict.fromkeys(floating, f"*{dtype}") | {"keep_ptr": "*u8"}
+        for label, ones in (("rows", unit), ("strided", {})):
+            kernel = op.admm_step_kernel
+            yield Variant("admm_step", f"{dtype} {label}", kernel, types, {**constants, **ones}, options)
+
+
 def _pack_variants() -> Iterator[Variant]:
     from rewright.kernels.pack import triton as op
 
@@ -130,7 +267,12 @@ def variants(op: str) -> list[Variant]:
     """Every variant of an op that is compiled."""
     makers = {
         "hessian_update": _hessian_variants,
+        "cross_update": _cross_variants,
         "joint_sweep": _sweep_variants,
+        "descend": _descend_variants,
+        "clip_search": _clip_variants,
+        "select": _select_variants,
+        "admm_step": _admm_variants,
         "pack": _pack_variants,
         "rng": _rng_variants,
     }

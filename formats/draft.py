@@ -45,6 +45,7 @@ class Draft:
         self._shards: list[Shard] = []
         self._written: set[str] = set()
         self._synced: set[str] = set()
+        self._parts: dict[str, set[int]] = {}
         self._fds: dict[str, int] = {}
         self._links: dict[str, str | None] = {}
         self._linked = False
@@ -78,23 +79,33 @@ class Draft:
         self._specs = {spec.name: spec for spec in layout}
         self._places = {name: (shard, start, end) for shard in shards for name, (start, end) in shard.places.items()}
         self._synced = self._read_log(kept)
-        self._written = set(self._synced)
+        self._written = self._synced & self._places.keys()
+        self._parts = {}
+        for name, part in map(_parted, self._synced - self._written):
+            self._parts.setdefault(name, set()).add(part)
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Write a declared tensor; any device and strides. Raises FormatError when dtype or shape differ."""
+    def write(self, name: str, tensor: torch.Tensor, part: int | None = None) -> None:
+        """Write a declared tensor, or with `part` one entry along its first axis; any device and strides.
+
+        A tensor that comes in parts is written when all of them are. Raises FormatError when dtype or shape differ.
+        """
         import torch
 
-        spec, shard, start, _ = self._place(name)
+        spec, shard, start, end = self._place(name)
+        shape = spec.shape if part is None else spec.shape[1:]
         code = from_torch(tensor.dtype)
-        if code != spec.dtype or tuple(tensor.shape) != spec.shape:
+        if code != spec.dtype or tuple(tensor.shape) != shape:
             raise FormatError(
-                f"tensor `{printable(name)}` is {code} {list(tensor.shape)}, "
-                f"but the layout says {spec.dtype} {list(spec.shape)}"
+                f"tensor `{printable(name)}` is {code} {list(tensor.shape)}, but the layout says {spec.dtype} {list(shape)}"
             )
         flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         if flat.numel():
-            self._pwrite(shard, flat.view(torch.uint8).numpy().data, start)
-        self._written.add(name)
+            self._pwrite(shard, flat.view(torch.uint8).numpy().data, _part(spec, start, end, part)[0])
+        if part is not None:
+            parts = self._parts.setdefault(name, set())
+            parts.add(part)
+        if part is None or len(parts) == spec.shape[0]:
+            self._written.add(name)
 
     def copy(self, name: str, src: Checkpoint, source_name: str | None = None) -> None:
         """Copy a tensor byte for byte, in pieces. Raises FormatError when dtype or shape differ from the layout."""
@@ -110,20 +121,24 @@ class Draft:
             start += len(piece)
         self._written.add(name)
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor that was written. Raises FormatError when it was not."""
+    def read(self, name: str, part: int | None = None) -> torch.Tensor:
+        """A tensor that was written, or one part of it. Raises FormatError when it was not."""
         spec, shard, start, end = self._place(name)
-        if name not in self._written:
+        if name not in self._written and part not in self._parts.get(name, ()):
             raise FormatError(f"tensor `{printable(name)}` was not written yet")
         entry = Entry(name, spec.dtype, spec.shape, self.path / shard.file, start, end - start)
-        return load(entry, spec.shape, start, end - start)
+        shape = spec.shape if part is None else spec.shape[1:]
+        return load(entry, shape, *_part(spec, start, end, part))
 
     def sync(self) -> None:
         """Put what was written on the disk, then on record: a later process keeps it. Raises StorageError."""
         for file, fd in self._fds.items():
             with storage(self.path / file, "flush"):
                 os.fdatasync(fd)
-        fresh = sorted(self._written - self._synced)
+        parts = {
+            _line(name, part) for name, found in self._parts.items() if name not in self._written for part in found
+        }
+        fresh = sorted((self._written | parts) - self._synced)
         if fresh:
             log = self.path / WRITTEN
             with storage(log), log.open("a", encoding="utf-8") as lines:
@@ -216,6 +231,9 @@ class Draft:
         except OSError as error:
             raise storage_error(error, path) from error
 
+    def _kept(self, name: str, kept: set[str]) -> bool:
+        return name in self._places and self._places[name][0].file in kept
+
     def _read_log(self, kept: set[str]) -> set[str]:
         """Names on record, as far as the file that holds them was kept."""
         log = self.path / WRITTEN
@@ -223,6 +241,27 @@ class Draft:
             return set()
         # A name that a crash cut short has no line break after it, and is dropped.
         names = log.read_text(encoding="utf-8").split("\n")[:-1]
-        found = {name for name in names if name in self._places and self._places[name][0].file in kept}
+        found = {name for name in names if self._kept(name, kept) or self._kept(_parted(name)[0], kept)}
         write_file(log, "".join(f"{name}\n" for name in sorted(found)).encode("utf-8"))
         return found
+
+
+def _part(spec: TensorSpec, start: int, end: int, part: int | None) -> tuple[int, int]:
+    """Where a tensor's bytes, or those of one entry along its first axis, begin in the file, and how many they are."""
+    if part is None:
+        return start, end - start
+    if not (spec.shape and 0 <= part < spec.shape[0]):
+        raise FormatError(f"tensor `{printable(spec.name)}` of shape {list(spec.shape)} has no part {part}")
+    size = (end - start) // spec.shape[0]
+    return start + part * size, size
+
+
+def _line(name: str, part: int) -> str:
+    """How a part is put on record."""
+    return f"{name}\t{part}"
+
+
+def _parted(line: str) -> tuple[str, int]:
+    """The tensor and the part that a line of the record speaks of; a name alone has none."""
+    name, tab, part = line.rpartition("\t")
+    return (name, int(part)) if tab and part.isdecimal() else (line, -1)

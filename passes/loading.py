@@ -175,7 +175,9 @@ class Weights:
             for part, wanted in zip(parts, first, strict=True):
                 found = self.shape(part)
                 if found != wanted or len(found) != 2 or found[1] != first[0][1]:
-                    raise InputError(f"tensor `{part}` has shape {list(found)}, unlike the other experts' {list(wanted)}")
+                    raise InputError(
+                        f"tensor `{part}` has shape {list(found)}, unlike the other experts' {list(wanted)}"
+                    )
         return sum(shape[0] for shape in first), first[0][1]
 
     def _decoded(self, name: str, dtype: torch.dtype) -> torch.Tensor:

@@ -23,7 +23,8 @@ class Slot(Protocol):
     given others.
     """
 
-    stage: str | None
+    @property
+    def stage(self) -> str | None: ...
 
     @property
     def weight(self) -> torch.Tensor: ...

@@ -424,3 +424,31 @@ def test_draft_never_writes_through_links(tmp_path: Path, model: Path) -> None:
     assert (model / "model.safetensors").read_bytes() == before
     assert (model / "config.json").read_text() == CONFIG
     assert (model / "tokenizer.json").read_text() == "{}"
+
+
+def test_a_tensor_in_parts(tmp_path: Path) -> None:
+    """It counts as written when all of them are there; those that were synced outlive the process."""
+    layout = [TensorSpec("e", "F32", (3, 2, 4)), TensorSpec("x", "F32", (2,))]
+    whole = torch.randn(3, 2, 4)
+    first = Draft(tmp_path / "d")
+    first.declare(layout)
+    first.write("e", whole[1], part=1)
+    first.sync()
+    first.write("e", whole[0], part=0)
+    assert "e" not in first.written
+    draft = Draft(tmp_path / "d")
+    draft.declare(layout)
+    assert torch.equal(draft.read("e", part=1), whole[1])
+    with pytest.raises(FormatError, match="`e` was not written yet"):
+        draft.read("e", part=0)
+    with pytest.raises(FormatError, match="has no part 3"):
+        draft.write("e", whole[0], part=3)
+    with pytest.raises(FormatError, match=r"layout says F32 \[2, 4\]"):
+        draft.write("e", whole, part=0)
+    draft.write("e", whole[2].t().contiguous().t(), part=2)
+    draft.write("e", whole[0], part=0)
+    draft.sync()
+    again = Draft(tmp_path / "d")
+    again.declare(layout)
+    assert again.written == {"e"}
+    assert torch.equal(again.read("e"), whole)

@@ -96,7 +96,8 @@ class Draft:
         code = from_torch(tensor.dtype)
         if code != spec.dtype or tuple(tensor.shape) != shape:
             raise FormatError(
-                f"tensor `{printable(name)}` is {code} {list(tensor.shape)}, but the layout says {spec.dtype} {list(shape)}"
+                f"tensor `{printable(name)}` is {code} {list(tensor.shape)}, "
+                f"but the layout says {spec.dtype} {list(shape)}"
             )
         flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         if flat.numel():

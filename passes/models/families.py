@@ -41,7 +41,7 @@ class Experts:
         return tuple(f"{self.module}.{leaf}" for leaf in FUSED)
 
     def sources(self, fused: str, expert: int) -> tuple[str, ...]:
-        """The modules, within a layer, whose matrices make up an expert's share of a fused tensor, from top to bottom."""
+        """The modules of a layer whose matrices make up an expert's share of a fused tensor, from top to bottom."""
         parts = self.parts[:2] if fused == self.fused[0] else self.parts[2:]
         return tuple(f"{self.stored}.{expert}.{part}" for part in parts)
 
@@ -63,8 +63,8 @@ class Family:
     residual stream as it is, in the order of a forward: none where a norm stands between.
     `renamed` pairs what a running model calls a part of a layer with what files call it.
     `fused_sets` are the matrices that servers join, and want alike.
-    `transposed`: matrices are stored (inputs, outputs), as GPT-2's Conv1D has them; plain transformers cannot run
-    such a matrix packed.
+    `matrix_class` is the class that transformers makes a matrix of: it cannot run one of its own packed.
+    `transposed`: matrices are stored (inputs, outputs), as GPT-2's Conv1D has them.
     """
 
     base: str
@@ -75,6 +75,7 @@ class Family:
     head: str = "lm_head.weight"
     ties: bool = False
     transposed: bool = False
+    matrix_class: str = "Linear"
     experts: Experts | None = None
     renamed: tuple[tuple[str, str], ...] = ()
     fused_sets: tuple[tuple[str, ...], ...] = ()
@@ -108,6 +109,18 @@ class Family:
                 index = stored[len(prefix) + 1 :].split(".", 1)[0]
                 return int(index) if index.isdecimal() else None
         return None
+
+    def turns(self, fused: bool) -> bool:
+        """Whether matrices are stored (inputs, outputs): those in the experts' `fused` tensors, or the others."""
+        return self.experts is not None and self.experts.transposed if fused else self.transposed
+
+    def is_expert(self, stored: str) -> bool:
+        """Whether a stored tensor or module is of a layer's experts, by its name."""
+        layer = self.layer_of(stored)
+        if layer is None or self.experts is None:
+            return False
+        local = stored.split(f".{layer}.", 1)[1].removesuffix(".weight")
+        return local in self.experts.fused or self.experts.expert_of(local) is not None
 
     def matrix_of(self, stored: str, config: Mapping[str, Any]) -> int | None:
         """The layer whose matrix a stored tensor is; None for anything that the model does not build as one.
@@ -201,6 +214,7 @@ FAMILIES: dict[str, Family] = {
         writers=("attn.c_proj", "mlp.c_proj"),
         ties=True,
         transposed=True,
+        matrix_class="Conv1D",
     ),
     "gpt_neox": Family(
         "gpt_neox.",
@@ -211,7 +225,7 @@ FAMILIES: dict[str, Family] = {
         head="embed_out.weight",
     ),
     "bloom": _BLOOM,
-    "falcon": _BLOOM,
+    "falcon": replace(_BLOOM, matrix_class="FalconLinear"),
 }
 
 

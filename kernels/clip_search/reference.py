@@ -64,22 +64,23 @@ class Grids:
             low = high = columns.new_zeros(columns.shape[1])
         low, high = low * shares[:, None], high * shares[:, None]
         self.zero: torch.Tensor | None = None
-        self.first: torch.Tensor | float = first
-        self.last: torch.Tensor | float = last
+        self.first, self.last = first, last
+        self.shifted: tuple[torch.Tensor, torch.Tensor] | None = None
         if symmetric:
             self.scale = guarded(torch.maximum(low.neg_(), high).mul_(2).div_(steps), stored)
         else:
             self.scale = guarded(high.sub_(low).div_(steps), stored)
             self.zero = low.neg_().div_(self.scale).round_().add_(first).clamp_(first, last)
             # Clamping levels between shifted bounds saves adding the zero point to each weight and taking it off.
-            self.first = (first - self.zero)[:, None]
-            self.last = (last - self.zero)[:, None]
+            self.shifted = (first - self.zero)[:, None], (last - self.zero)[:, None]
 
-    def bounds(self, part: slice) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-        """The bounds of the levels for some shares, (shares, 1, r) or plain numbers."""
-        if isinstance(self.first, torch.Tensor) and isinstance(self.last, torch.Tensor):
-            return self.first[part], self.last[part]
-        return self.first, self.last
+    def clamp(self, level: torch.Tensor, part: slice) -> None:
+        """Bring levels (shares, g, r) of some shares into the range of codes, in place."""
+        if self.shifted is None:
+            level.clamp_(self.first, self.last)
+        else:
+            low, high = self.shifted
+            torch.clamp(level, low[part], high[part], out=level)
 
 
 def guarded(scale: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
@@ -103,7 +104,7 @@ def _errors(columns: torch.Tensor, grids: Grids, weighting: torch.Tensor | None)
         scale = grids.scale[part, None]
         level = buffer[: len(scale)]
         torch.div(columns, scale, out=level).round_()
-        torch.clamp(level, *grids.bounds(part), out=level)
+        grids.clamp(level, part)
         level.mul_(scale).sub_(columns)
         level.mul_(level)
         if weighting is None:

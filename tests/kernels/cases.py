@@ -2,62 +2,23 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-Builder = Callable[[torch.Generator], dict[str, Any]]
-
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call of an op. `make` gives its keyword arguments, on the CPU; `dtype` is the one under test."""
-
-    op: str
-    label: str
-    dtype: torch.dtype
-    build: Builder
-    exact: bool = False
-
-    @property
-    def id(self) -> str:
-        return f"{self.op}-{str(self.dtype).removeprefix('torch.')}-{self.label}"
-
-    def make(self) -> dict[str, Any]:
-        return self.build(torch.Generator().manual_seed(zlib.crc32(self.id.encode())))
-
-
-def _normal(generator: torch.Generator, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def _laid_out(values: torch.Tensor, layout: str) -> torch.Tensor:
-    """The matrix with its values in `rows` or `columns` order, or as every other element of a NaN-filled one."""
-    if layout == "columns":
-        return values.t().contiguous().t()
-    if layout == "slice":
-        r, c = values.shape
-        hole = 0 if not values.dtype.is_floating_point else torch.nan
-        base = torch.full((2 * r + 3, 2 * c + 3), hole, dtype=values.dtype)
-        view = base[1 : 2 * r + 1 : 2, 2 : 2 * c + 2 : 2]
-        view.copy_(values)
-        return view
-    return values.contiguous()
+from tests.kernels.case import DTYPES, Builder, Case, laid_out, normal
+from tests.kernels.solver_cases import solver_cases
 
 
 def _hessian_update(n: int, c: int, x: torch.dtype, h: torch.dtype, h_layout: str, x_layout: str) -> Case:
     def build(generator: torch.Generator) -> dict[str, Any]:
-        seed = _normal(generator, c, c)
+        seed = normal(generator, c, c)
         symmetric = (seed @ seed.t()).tril()
         symmetric += symmetric.tril(-1).t()
-        X = (_normal(generator, n, c) * (1 + _normal(generator, c).abs())).to(x)
+        X = (normal(generator, n, c) * (1 + normal(generator, c).abs())).to(x)
         # One over a power of two reaches the kernel unrounded, also where it computes in float64.
-        return {"H": _laid_out(symmetric.to(h), h_layout), "X": _laid_out(X, x_layout), "alpha": 2.0 / 64}
+        return {"H": laid_out(symmetric.to(h), h_layout), "X": laid_out(X, x_layout), "alpha": 2.0 / 64}
 
     short = {torch.float32: "", torch.float64: "-into64"}[h] if x != h else ""
     return Case("hessian_update", f"{n}x{c}-{h_layout}-{x_layout}{short}", x, build)
@@ -81,8 +42,8 @@ def factor_of(generator: torch.Generator, width: int) -> torch.Tensor:
     """The upper Cholesky factor of the inverse of a damped Hessian of correlated inputs, float64."""
     if width == 0:
         return torch.zeros(0, 0, dtype=torch.float64)
-    X = _normal(generator, 3 * width + 1, width) @ (
-        torch.eye(width, dtype=torch.float64) + _normal(generator, width, width) / (2 * width**0.5)
+    X = normal(generator, 3 * width + 1, width) @ (
+        torch.eye(width, dtype=torch.float64) + normal(generator, width, width) / (2 * width**0.5)
     )
     H = X.t() @ X / len(X)
     H += 0.01 * H.diagonal().mean() * torch.eye(width, dtype=torch.float64)
@@ -92,18 +53,18 @@ def factor_of(generator: torch.Generator, width: int) -> torch.Tensor:
 
 def _joint_sweep(r: int, width: int, dtype: torch.dtype, kind: str, layout: str = "columns") -> Case:
     def build(generator: torch.Generator) -> dict[str, Any]:
-        weight = _normal(generator, r, width) / 16
+        weight = normal(generator, r, width) / 16
         keep = torch.rand(r, width, generator=generator) > 0.4
         scale = weight.abs().amax(dim=1) / 7.5 if width else weight.new_ones(r)
         if kind == "dead":
             scale[::3] = 0.0
         zero = torch.randint(-5, 5, (r,), generator=generator, dtype=torch.int8)
         return {
-            "weight": _laid_out(weight.to(dtype), layout),
-            "factor": _laid_out(factor_of(generator, width).to(dtype), "slice" if layout == "slice" else "rows"),
+            "weight": laid_out(weight.to(dtype), layout),
+            "factor": laid_out(factor_of(generator, width).to(dtype), "slice" if layout == "slice" else "rows"),
             "scale": None if kind == "prune" else scale.to(dtype),
             "zero": zero if kind == "asymmetric" else None,
-            "keep": None if kind == "quantise" else _laid_out(keep, layout),
+            "keep": None if kind == "quantise" else laid_out(keep, layout),
             "low": -8,
             "high": 7,
         }
@@ -121,7 +82,7 @@ def _dyadic_sweep(r: int, width: int, dtype: torch.dtype) -> Case:
         for k in (1, 2):
             factor.diagonal(k).copy_(steps[k - 1, : width - k])
         return {
-            "weight": _laid_out(weight, "columns"),
+            "weight": laid_out(weight, "columns"),
             "factor": factor,
             "scale": torch.full((r,), 0.5, dtype=dtype),
             "zero": torch.randint(-3, 4, (r,), generator=generator, dtype=torch.int32),
@@ -151,7 +112,7 @@ def _packing(bits: int, rows: int, columns: int, layout: str) -> Builder:
     def build(generator: torch.Generator) -> dict[str, Any]:
         half = 1 << (bits - 1)
         codes = torch.randint(-half, half, (rows, columns), generator=generator).to(torch.int8)
-        return {"codes": _laid_out(codes, layout), "bits": bits}
+        return {"codes": laid_out(codes, layout), "bits": bits}
 
     return build
 
@@ -161,7 +122,7 @@ def _unpacking(bits: int, rows: int, columns: int, layout: str) -> Builder:
         words = torch.randint(
             -(1 << 31), 1 << 31, (rows, -(-columns * bits // 32)), generator=generator, dtype=torch.int64
         )
-        return {"packed": _laid_out(words.to(torch.int32), layout), "bits": bits, "columns": columns}
+        return {"packed": laid_out(words.to(torch.int32), layout), "bits": bits, "columns": columns}
 
     return build
 
@@ -190,4 +151,4 @@ def rng_cases() -> Iterator[Case]:
 
 def all_cases() -> list[Case]:
     """Every case of every op, in a fixed order."""
-    return [*hessian_update_cases(), *joint_sweep_cases(), *pack_cases(), *rng_cases()]
+    return [*hessian_update_cases(), *joint_sweep_cases(), *solver_cases(), *pack_cases(), *rng_cases()]

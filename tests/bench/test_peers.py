@@ -13,7 +13,9 @@ from tests.bench.peer_llmcompressor import timed
 from tests.bench.peers_page import page
 
 
-def test_our_side_is_timed_and_scored_on_the_tokens_of_the_peers(tmp_path: Path) -> None:
+def test_our_side_is_timed_and_scored_on_the_tokens_of_the_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = peers.Work("small", peers.DATA / "stories260K", 2, 32, 32)
     _, digest = peers.draw(work, tmp_path)
     found = peers.run_ours({}, work, digest, "W4 + 2:4", tmp_path / "out")
@@ -23,8 +25,9 @@ def test_our_side_is_timed_and_scored_on_the_tokens_of_the_peers(tmp_path: Path)
     assert scored["cannot"] is None
     assert scored["zeros"]["blocks"] > 0
     assert scored["kl"] > 0
+    monkeypatch.setattr(peers, "launch", lambda *_, **__: found)
     with pytest.raises(peers.RunError, match="other tokens"):
-        peers.run_ours({}, work, "0", "W4", tmp_path / "again")
+        peers.run_ours({}, work, "0", "W4 + 2:4", tmp_path / "out")
     results = {
         "command": "",
         "machine": {},

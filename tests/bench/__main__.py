@@ -13,7 +13,17 @@ import torch
 
 from tests.bench.harness import Job, RedError, gate, machine, measure
 
-OPS = ("hessian_update", "joint_sweep", "pack", "rng")
+OPS = (
+    "hessian_update",
+    "cross_update",
+    "joint_sweep",
+    "descend",
+    "clip_search",
+    "select",
+    "admm_step",
+    "pack",
+    "rng",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

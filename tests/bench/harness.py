@@ -17,6 +17,8 @@ from rewright.kernels.dispatch import use
 from tests.kernels.conform import verdicts
 
 Bound = Literal["copy", "matmul"]
+# Folders of ops that hold more than one function.
+FUNCTIONS = {"pack": ("pack", "unpack"), "select": ("keep_largest", "keep_of")}
 
 
 class RedError(Exception):
@@ -122,8 +124,7 @@ class Ceilings:
 
 def gate(op: str, choice: str, device: str) -> int:
     """How many conformance cases the op passes on this device; raises `RedError` naming the first that fails."""
-    ops = ["pack", "unpack"] if op == "pack" else [op]
-    found = verdicts(choice, device, ops)
+    found = verdicts(choice, device, list(FUNCTIONS.get(op, (op,))))
     for name, verdict in found.items():
         if not verdict.ok:
             raise RedError(f"`{op}` is not timed: {name} is not conformant: {verdict.detail}")

@@ -12,7 +12,7 @@ from rewright.kernels.joint_sweep import joint_sweep
 from tests.bench import __main__ as bench
 from tests.bench import harness, quality, solve
 from tests.bench.joint_sweep import eager
-from tests.kernels.conform import Verdict
+from tests.kernels.bounds import Verdict
 
 
 @pytest.fixture(autouse=True)

@@ -121,7 +121,7 @@ def _clip_search(
             "importance": normal(generator, size).square().to(dtype) if "weighted" in kind else None,
             "bits": bits,
             "symmetric": "asymmetric" not in kind,
-            "shares": (1.0,) if "whole" in kind else CLIPS,
+            "shares": {"whole": (1.0,), "few": (1.0, 0.9, 0.8)}.get(kind.split("-")[-1], CLIPS),
             "stored": stored,
         }
 
@@ -159,7 +159,7 @@ def clip_search_cases() -> Iterator[Case]:
         yield _clip_search(23, 17, dtype, brain, "asymmetric-weighted", "slice", 3)
         yield _clip_search(23, 17, dtype, brain, "asymmetric-whole", "rows", 8)
         # More rows than the reference takes at a time.
-        yield _clip_search(4099, 3, dtype, brain, "plain", "columns", 2)
+        yield _clip_search(4099, 3, dtype, brain, "few", "columns", 2)
         yield _dyadic_clip(31, 11, dtype, True)
         yield _dyadic_clip(31, 11, dtype, False)
 

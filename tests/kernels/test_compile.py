@@ -18,6 +18,7 @@ def test_compiles_without_spills(op: str, target: str) -> None:
     assert max(row["shared"] for row in rows) <= 48 * 1024
 
 
-def test_no_op_has_more_than_eight_configurations() -> None:
-    rows = answer("tests.kernels.aot", "joint_sweep", interpret=False)
+@pytest.mark.parametrize("op", ["joint_sweep", "descend"])
+def test_no_op_has_more_than_eight_configurations(op: str) -> None:
+    rows = answer("tests.kernels.aot", op, interpret=False)
     assert len({row["label"].split()[0] for row in rows}) <= 8

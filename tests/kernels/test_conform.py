@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rewright.kernels.clip_search import clip_search
+from rewright.kernels.descend import descend
 from rewright.kernels.joint_sweep import joint_sweep
-from tests.kernels.cases import Case, all_cases
+from tests.kernels.case import Case
+from tests.kernels.cases import all_cases
 from tests.kernels.conform import judge, replay, wanted
+from tests.kernels.judges import JUDGES
 from tests.kernels.worker import answer
 
 
@@ -34,7 +38,8 @@ def test_conforms(backend: str, case: Case) -> None:
 def test_every_op_has_cases_in_every_dtype_it_takes() -> None:
     seen = {(case.op, case.dtype) for case in wanted("triton", "cpu")}
     floating = (torch.float64, torch.float32, torch.float16)
-    assert {(op, d) for op in ("hessian_update", "joint_sweep") for d in floating} <= seen
+    ops = ("hessian_update", "joint_sweep", "cross_update", "descend", "clip_search", "admm_step")
+    assert {(op, d) for op in (*ops, "keep_largest", "keep_of") for d in floating} <= seen
     assert {("pack", torch.int8), ("unpack", torch.int8), ("rng", torch.int32)} <= seen
 
 
@@ -49,3 +54,29 @@ def test_the_judge_sees_a_wrong_code_and_a_lost_error() -> None:
     wrong[tuple(kept)] += 2 if wrong[tuple(kept)] < 6 else -2
     assert replay(arguments, wrong).excess.max() > 0.9
     assert (replay(arguments, wrong).error - sweep.error).abs().max() > 1e-3
+
+
+def _case(name: str) -> Case:
+    return next(case for case in all_cases() if case.id == name)
+
+
+def test_the_judges_see_a_wrong_step_a_worse_grid_and_a_tie_broken_the_other_way() -> None:
+    case = _case("descend-float32-37x32-asymmetric-columns")
+    codes, values = descend(**case.make())
+    row, column = case.make()["keep"].nonzero()[0].tolist()
+    wrong = codes.clone()
+    wrong[row, column] += 2 if wrong[row, column] < 6 else -2
+    assert JUDGES["descend"](case, (codes, values), (codes, values)).ok
+    assert not JUDGES["descend"](case, (wrong, values), (codes, values)).ok
+
+    case = _case("clip_search-float32-37x32-4bit-masked-weighted-columns-bfloat16")
+    found = clip_search(**case.make())
+    whole = clip_search(**{**case.make(), "shares": (1.0,)})
+    assert JUDGES["clip_search"](case, found, found).ok
+    assert "error" in JUDGES["clip_search"](case, whole, found).detail
+    assert not JUDGES["clip_search"](case, (found.scale * 1.01, found.zero), found).ok
+
+    case = _case("keep_largest-float32-37x61-equal-1100")
+    stays = torch.arange(37 * 61).view(37, 61) >= 1100
+    assert JUDGES["keep_largest"](case, (stays,), ()).ok
+    assert not JUDGES["keep_largest"](case, (stays.flip(0, 1),), ()).ok

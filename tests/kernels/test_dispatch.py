@@ -14,6 +14,7 @@ import torch
 from rewright.kernels.dispatch import KernelError, mode, pick, reset_tally, tally, use
 from rewright.kernels.hessian_update import hessian_update
 from rewright.kernels.pack import pack
+from tests.kernels.aot import OPS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,10 +101,7 @@ print(tally())
 
 
 def test_importing_an_op_imports_no_triton() -> None:
-    code = (
-        "import sys, rewright.kernels.hessian_update, rewright.kernels.joint_sweep, rewright.kernels.pack, "
-        "rewright.kernels.rng; print('triton' in sys.modules)"
-    )
+    code = f"import sys, {', '.join(f'rewright.kernels.{op}' for op in OPS)}; print('triton' in sys.modules)"
     path = os.pathsep.join([str(ROOT / ".src"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", code],

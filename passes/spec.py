@@ -36,7 +36,10 @@ class Opt:
 
 
 class Value(Protocol):
-    """A small option type with a text form: `parse(str(x)) == x`; `parse` raises ValueError."""
+    """A small option type with a text form: `parse(str(x)) == x`; `parse` raises ValueError.
+
+    One that stands for a number has it as `number`, and that is its form in JSON and TOML.
+    """
 
     @classmethod
     def parse(cls, text: str) -> Any: ...
@@ -119,6 +122,8 @@ class Field:
 
     def plain(self, value: Any) -> Any:
         """The JSON and TOML form of one item."""
+        if self.is_value and hasattr(value, "number"):
+            return value.number
         if self.is_value or isinstance(value, Path):
             return str(value)
         return value

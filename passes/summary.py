@@ -15,7 +15,9 @@ from rewright.formats.provenance import STAMP, read_stamp
 from rewright.formats.strict import read_json
 from rewright.passes.models.families import FAMILIES
 
-KINDS = ("embedding", "attention", "mlp", "norm", "head", "other")
+KINDS = ("embedding", "attention", "mlp", "experts", "norm", "head", "other")
+# Those whose matrices decoder layers consist of.
+LAYER_KINDS = ("attention", "mlp", "experts")
 
 # The first that matches a name decides: a norm inside attention is a norm.
 _PATTERNS = (
@@ -23,7 +25,8 @@ _PATTERNS = (
     ("head", re.compile(r"(^|\.)(lm_head|embed_out|output)\.")),
     ("embedding", re.compile(r"(^|\.)(embed_\w+|embeddings?|w[tp]e|tok_embeddings|word_embeddings)\.")),
     ("attention", re.compile(r"(^|[._])(\w*attn|\w*attention|[qkv]_proj)(\.|$)")),
-    ("mlp", re.compile(r"(^|[._])(mlp|ffn|feed_forward|\w*moe|experts?|fc\d?|gate_proj|up_proj|down_proj)(\.|$)")),
+    ("experts", re.compile(r"(^|\.)experts?(\.|$)")),
+    ("mlp", re.compile(r"(^|[._])(mlp|ffn|feed_forward|\w*moe|fc\d?|gate_proj|up_proj|down_proj)(\.|$)")),
 )
 _TOKEN_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings)\.weight$")
 # What stands beside a weight to decode it; its bytes count, its elements are no weights.
@@ -55,14 +58,15 @@ def summary(path: Path) -> dict[str, Any]:
     """Files, tensors, bytes, parameters and bits a weight by kind, vocabulary, quantisation, stages, warnings.
 
     `bits_per_weight` is all stored bits of a kind over its weights as a model sees them, scales included;
-    `layer_bits_per_weight` the same over attention and mlp. Raises FormatError for headers that cannot be read.
+    `layer_bits_per_weight` the same over attention, mlp and experts. Raises FormatError for headers that cannot be
+    read.
     """
     source = Checkpoint.open(path)
     warnings = list(source.warnings)
     config = source.config or {}
     kinds = _count(source)
     parameters = sum(counts["parameters"] for counts in kinds.values())
-    layers = [kinds[kind] for kind in ("attention", "mlp") if kind in kinds]
+    layers = [kinds[kind] for kind in LAYER_KINDS if kind in kinds]
     embedding, tokenizer = _embedding_rows(source), _tokenizer_rows(source.root, warnings)
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     stated = text.get("vocab_size") if isinstance(text, dict) else None

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+# Bits of a code that the packed format and its readers know.
+CODE_BITS = (2, 3, 4, 8)
+UNQUANTISED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +51,82 @@ class Pattern:
 
     def __str__(self) -> str:
         return "unstructured" if self.of is None else f"{self.keep}:{self.of}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Bits of a code: 2, 3, 4 or 8, 16 for weights that stay as they are, or an average between 2 and 8."""
+
+    number: int | float
+
+    @classmethod
+    def parse(cls, text: str) -> Bits:
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if number in CODE_BITS or number == UNQUANTISED:
+            return cls(int(number))
+        if CODE_BITS[0] < number < CODE_BITS[-1]:
+            return cls(number)
+        raise ValueError(f"must be 2, 3, 4, 8, 16 or an average between 2 and 8, not `{text}`")
+
+    @property
+    def whole(self) -> bool:
+        """Whether every matrix can have just this many."""
+        return self.number in CODE_BITS or self.number == UNQUANTISED
+
+    def __str__(self) -> str:
+        return f"{self.number:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class BitsFor:
+    """Bits for the matrices whose names a regular expression is found in: `REGEX=N`."""
+
+    expression: str
+    bits: int
+
+    @classmethod
+    def parse(cls, text: str) -> BitsFor:
+        expression, said = _assignment(text)
+        if said not in (*map(str, CODE_BITS), str(UNQUANTISED)):
+            raise ValueError(f"must end in `=2`, `=3`, `=4`, `=8` or `=16`, not in `={said}`")
+        return cls(expression, int(said))
+
+    def __str__(self) -> str:
+        return f"{self.expression}={self.bits}"
+
+
+@dataclass(frozen=True, slots=True)
+class SparsityFor:
+    """The share of zeros for the matrices whose names a regular expression is found in: `REGEX=F`."""
+
+    expression: str
+    sparsity: float
+
+    @classmethod
+    def parse(cls, text: str) -> SparsityFor:
+        expression, said = _assignment(text)
+        try:
+            sparsity = float(said)
+        except ValueError:
+            sparsity = float("nan")
+        if not 0 <= sparsity < 1:
+            raise ValueError(f"must end in a share from 0 to below 1, not in `={said}`")
+        return cls(expression, sparsity)
+
+    def __str__(self) -> str:
+        return f"{self.expression}={self.sparsity!r}"
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    """Both sides of the last `=`; the left is a regular expression. Raises ValueError."""
+    expression, equals, said = text.rpartition("=")
+    if not (equals and expression):
+        raise ValueError(f"must be a regular expression, `=` and a number, not `{text}`")
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise ValueError(f"`{expression}` is not a regular expression: {error}") from None
+    return expression, said.strip()

@@ -1,4 +1,4 @@
-"""The Hessian of a layer's output error, and the factor that its sweep needs."""
+"""The Hessian of a layer's output error, and the factors that solves need."""
 
 from __future__ import annotations
 
@@ -19,36 +19,60 @@ class Factor:
     damp: float
 
 
+def damped(hessian: torch.Tensor, share: float) -> torch.Tensor:
+    """H + share mean(diag H) I, (c, c)."""
+    found = hessian.clone()
+    found.diagonal().add_(share * hessian.diagonal().mean())
+    return found
+
+
+def damped_cholesky(hessian: torch.Tensor, damp: float, name: str) -> tuple[torch.Tensor, float]:
+    """The lower Cholesky factor of a damped Hessian, and the damping that it took.
+
+    Where there is none the damping is raised tenfold, at first to 0.001. Raises BoundError naming the matrix when no
+    damping helps.
+    """
+    share = damp
+    for _ in range(DAMP_STEPS):
+        lower, failed = torch.linalg.cholesky_ex(damped(hessian, share))
+        if not int(failed):
+            return lower, share
+        share = max(share * 10, 1e-3)
+    raise _hopeless(name, share / 10)
+
+
 def factorise(hessian: torch.Tensor, damp: float, name: str) -> Factor:
     """Factor the inverse of a damped Hessian (GPTQ, arXiv:2210.17323, section 3.3).
 
     `hessian` float32 (c, c), symmetric. A column that no input reached has a zero diagonal; damping alone makes it
-    independent of the others. Where the Cholesky factor does not exist the damping is raised tenfold, at first to
-    0.001. Raises BoundError naming the matrix when no damping helps.
+    independent of the others. Where a factor does not exist the damping is raised, as in `damped_cholesky`. Raises
+    BoundError naming the matrix when no damping helps.
     """
-    mean = hessian.diagonal().mean()
     share = damp
     for _ in range(DAMP_STEPS):
-        damped = hessian.clone()
-        damped.diagonal().add_(share * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not int(failed):
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not int(failed) and bool(torch.isfinite(upper).all()):
-                return Factor(upper, share)
+        lower, share = damped_cholesky(hessian, share, name)
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not int(failed) and bool(torch.isfinite(upper).all()):
+            return Factor(upper, share)
         share = max(share * 10, 1e-3)
-    raise BoundError(
-        f"the Hessian of `{name}` has no factor at any damping up to {share / 10:g}",
+    raise _hopeless(name, share / 10)
+
+
+def _hopeless(name: str, share: float) -> BoundError:
+    return BoundError(
+        f"the Hessian of `{name}` has no factor at any damping up to {share:g}",
         hint="give more calibration text, or leave the matrix out with `--skip`",
     )
+
+
+def quadratic(gap: torch.Tensor, hessian: torch.Tensor) -> float:
+    """tr G H G^T of (r, c) and (c, c)."""
+    return float((gap @ hessian).mul_(gap).sum(dtype=torch.float64))
 
 
 def relative_error(weight: torch.Tensor, result: torch.Tensor, hessian: torch.Tensor | None) -> float | None:
     """|W X - Q X|^2 / |W X|^2 from H = X X^T; None where the output is zero, or nothing was seen."""
     if hessian is None:
         return None
-    gap = weight - result
-    whole = float((weight @ hessian).mul_(weight).sum(dtype=torch.float64))
-    lost = float((gap @ hessian).mul_(gap).sum(dtype=torch.float64))
-    return lost / whole if whole > 0 else None
+    whole = quadratic(weight, hessian)
+    return quadratic(weight - result, hessian) / whole if whole > 0 else None

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from rewright.kernels.select import keep_largest, keep_of
+from rewright.passes.compress.plan import Matrix
 from rewright.passes.values import Pattern
 
 
-def keep_largest(score: torch.Tensor, prune: int) -> torch.Tensor:
-    """All but the `prune` smallest of a tensor, as bool of its shape; of equals the earlier goes first."""
-    flat = score.flatten()
-    if prune <= 0:
-        return torch.ones_like(score, dtype=torch.bool)
-    threshold = flat.kthvalue(prune).values
-    below = flat < threshold
-    tied = flat == threshold
-    short = prune - int(below.sum())
-    gone = below | (tied & (tied.cumsum(0) <= short))
-    return ~gone.view(score.shape)
+def choose(
+    score: torch.Tensor,
+    members: Sequence[Matrix],
+    pattern: Pattern,
+    span: tuple[int, int],
+    *,
+    share: float = 1.0,
+) -> torch.Tensor:
+    """The weights of the highest scores in some columns of stacked matrices, as bool of the score's shape.
 
-
-def keep_pattern(score: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-    """The `pattern.keep` largest of every `pattern.of` columns of a row; `score` (rows, columns) -> bool."""
-    assert pattern.of is not None
-    assert pattern.keep is not None
-    parts = score.reshape(score.shape[0], -1, pattern.of)
-    order = parts.argsort(dim=2, descending=False, stable=True)
-    keep = torch.ones_like(parts, dtype=torch.bool)
-    keep.scatter_(2, order[:, :, : pattern.of - pattern.keep], False)
-    return keep.view(score.shape)
+    `score` (rows, stop - start) for the columns `span` = (start, stop); `members` are the matrices whose rows are
+    stacked, each with its own sparsity, of which `share` is due. Spans that follow each other make up a matrix's
+    count exactly. With an N:M pattern the span holds whole runs of M.
+    """
+    start, stop = span
+    keep = torch.empty_like(score, dtype=torch.bool)
+    first = 0
+    for matrix in members:
+        part = slice(first, first + matrix.rows)
+        own = score[part]
+        if pattern.of is not None and pattern.keep is not None:
+            keep[part] = keep_of(own, pattern.of - round((pattern.of - pattern.keep) * share), pattern.of)
+        else:
+            due = [round(matrix.rows * column * matrix.sparsity * share) for column in (start, stop)]
+            keep[part] = keep_largest(own, due[1] - due[0])
+        first += matrix.rows
+    return keep
 
 
 def keep_rows(score: torch.Tensor, prune: int) -> torch.Tensor:
     """All but the `prune` smallest of each row; `score` (rows, columns) -> bool."""
-    order = score.argsort(dim=1, stable=True)
-    keep = torch.ones_like(score, dtype=torch.bool)
-    return keep.scatter_(1, order[:, :prune], False)
+    return keep_of(score, score.shape[1] - prune, score.shape[1])

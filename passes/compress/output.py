@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.compressed_tensors import Scheme
 from rewright.formats.draft import Draft
 from rewright.formats.dtypes import nbytes, to_torch
 from rewright.kernels.pack import pack
+from rewright.passes.compress.fit import Fitted
 from rewright.passes.compress.plan import Matrix, Plan, scheme_of
 from rewright.passes.compress.solve import Solved
 from rewright.passes.errors import InputError
 from rewright.passes.loading import Assembly, read_packed
-from rewright.passes.walk import is_linear
+from rewright.passes.models.linears import is_linear
 
 if TYPE_CHECKING:
     from rewright.passes.compress.spec import CompressOptions
@@ -24,9 +26,20 @@ if TYPE_CHECKING:
 FLOATS = ("F64", "F32", "BF16", "F16")
 
 
+def read_matrix(source: Checkpoint, matrix: Matrix) -> torch.Tensor:
+    """A matrix of the source in the stored orientation. Raises InputError naming it when a value is not finite."""
+    if matrix.part is None:
+        return read_finite(source, matrix.name)
+    found = source.read_rows(matrix.tensor, matrix.part, matrix.part + 1)[0]
+    return _finite(found, matrix.name)
+
+
 def read_finite(source: Checkpoint, name: str) -> torch.Tensor:
     """A tensor of the source. Raises InputError naming it when a value is not finite."""
-    tensor = source.read(name)
+    return _finite(source.read(name), name)
+
+
+def _finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise InputError(f"tensor `{name}` holds values that are not finite")
     return tensor
@@ -49,15 +62,22 @@ def left_dense(plan: Plan, assembly: Assembly) -> list[str]:
     Readers take every other linear module for packed, and fill what they do not find with noise.
     """
     running = {path for path, module in assembly.model.named_modules() if is_linear(module)}
-    packed = {matrix.module for matrix in plan.matrices}
-    return sorted((running | {plan.family.head.removesuffix(".weight"), *plan.skipped}) - packed)
+    source, family = assembly.weights.source, plan.family
+    # a router is no linear module to transformers, but it is one to servers
+    stored = {
+        (plan.names[name] or name).removesuffix(".weight")
+        for name, entry in source.entries.items()
+        if name.endswith(".weight") and len(entry.shape) == 2 and family.layer_of(name) is not None
+    }
+    packed = {matrix.module for matrix in plan.matrices if matrix.quantised}
+    return sorted((running | stored | {family.head.removesuffix(".weight"), *plan.skipped}) - packed)
 
 
 def copy_rest(context: Context, plan: Plan, source: Checkpoint, draft: Draft) -> None:
     """Every tensor that is not compressed, bit for bit; those of ordinary float dtypes must be finite."""
     if "rest" in context.journal.done:
         return
-    planned = {matrix.name for matrix in plan.matrices}
+    planned = {matrix.tensor for matrix in plan.matrices}
     for name, entry in source.entries.items():
         if name in planned:
             continue
@@ -70,42 +90,57 @@ def copy_rest(context: Context, plan: Plan, source: Checkpoint, draft: Draft) ->
     context.journal.record("rest", {})
 
 
-def write(draft: Draft, matrix: Matrix, result: Solved, options: CompressOptions) -> dict[str, Any]:
-    """Write a compressed matrix; returns its row of the report.
-
-    `proxy_loss` is the sum of the sweep's e^2: how much the squared output error of a token rises, in the mean, for
-    the damped Hessian.
-    """
+def write(draft: Draft, fitted: Fitted, options: CompressOptions) -> dict[str, Any]:
+    """Write a compressed matrix; returns its row of the report, as far as the matrix itself tells it."""
+    matrix, result = fitted.matrix, fitted.solved
     row: dict[str, Any] = {
         "name": matrix.name,
         "layer": matrix.layer,
         "rows": matrix.rows,
         "columns": matrix.columns,
-        "bits": options.bits,
-        "group_size": None if options.bits == 16 else matrix.group or "channel",
+        "bits": matrix.bits,
+        "group_size": (matrix.group or "channel") if matrix.quantised else None,
         "zeros": int((result.weight == 0).sum()),
-        "proxy_loss": None if result.loss is None else 2 * float(result.loss.sum(dtype=torch.float64)),
+        "clip": _clip(fitted),
+        "damp": fitted.damp,
     }
     row["sparsity"] = row["zeros"] / (matrix.rows * matrix.columns)
-    if options.packs:
-        row["bytes"] = _write_packed(draft, matrix, result, options)
+    scheme = scheme_of(matrix, options)
+    if scheme is not None:
+        row["bytes"] = _write_packed(draft, matrix, result, scheme)
     else:
-        draft.write(matrix.written, matrix.turned(result.weight).to(to_torch(matrix.dtype)).cpu())
+        draft.write(matrix.target, matrix.turned(result.weight).to(to_torch(matrix.dtype)).cpu(), matrix.part)
         row["bytes"] = nbytes(matrix.dtype, (matrix.rows, matrix.columns))
     return row
 
 
-def _write_packed(draft: Draft, matrix: Matrix, result: Solved, options: CompressOptions) -> int:
+def _clip(fitted: Fitted) -> float | None:
+    """The grid's range as a share of the range of the weights that were asked for, in the mean over groups."""
+    scale, keep = fitted.solved.scale, fitted.solved.keep
+    if scale is None:
+        return None
+    wanted = fitted.wanted if keep is None else fitted.wanted * keep
+    parts = wanted.view(len(scale), scale.shape[1], -1)
+    if fitted.solved.zero is None:
+        span = 2 * parts.abs().amax(dim=2)
+    else:
+        span = parts.amax(dim=2).clamp(min=0) - parts.amin(dim=2).clamp(max=0)
+    there = span > 0
+    shares = scale.float() * ((1 << fitted.matrix.bits) - 1) / torch.where(there, span, 1.0)
+    return float(shares[there].mean()) if bool(there.any()) else None
+
+
+def _write_packed(draft: Draft, matrix: Matrix, result: Solved, scheme: Scheme) -> int:
     """The tensors of one packed matrix; returns their bytes."""
     assert result.codes is not None
     assert result.scale is not None
     parts = {
-        "weight_packed": pack(result.codes, options.bits),
+        "weight_packed": pack(result.codes, scheme.bits),
         "weight_scale": result.scale,
         "weight_shape": torch.tensor([matrix.rows, matrix.columns], dtype=torch.int64),
     }
     if result.zero is not None:
-        parts["weight_zero_point"] = pack(result.zero.t().contiguous(), options.bits).t().contiguous()
+        parts["weight_zero_point"] = pack(result.zero.t().contiguous(), scheme.bits).t().contiguous()
     for leaf, tensor in parts.items():
         draft.write(f"{matrix.module}.{leaf}", tensor.cpu())
     return sum(tensor.numel() * tensor.element_size() for tensor in parts.values())
@@ -116,6 +151,7 @@ def read_back(draft: Draft, matrix: Matrix, options: CompressOptions, dtype: tor
 
     The walk goes on with this and not with what the solver held, so that a resumed run sees the same weights.
     """
-    if not options.packs:
-        return draft.read(matrix.written).to(dtype)
-    return read_packed(draft, matrix.module, scheme_of(matrix, options), dtype)
+    scheme = scheme_of(matrix, options)
+    if scheme is None:
+        return draft.read(matrix.target, matrix.part).to(dtype)
+    return read_packed(draft, matrix.module, scheme, dtype)

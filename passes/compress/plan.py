@@ -6,15 +6,17 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rewright.formats.compressed_tensors import Scheme, packed_specs, quantization_config
 from rewright.formats.draft import TensorSpec
 from rewright.formats.dtypes import nbytes
+from rewright.passes.compress import readers
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.models.families import Family, family_of
 from rewright.passes.spec import Estimate, Layout
+from rewright.passes.values import CODE_BITS, UNQUANTISED
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +32,9 @@ WEIGHT_DTYPES = ("F32", "BF16", "F16")
 class Matrix:
     """A linear layer's weight: (rows, columns) = (outputs, inputs); stored the other way where `transposed`.
 
-    `name` is the tensor in the source, `written` what the result calls it.
+    `name` is the tensor in the source, `written` what the result calls it. `bits` is 16 where it is only pruned;
+    `sparsity` the share of its weights to set to zero. `expert` marks a matrix of a layer's experts: where one tensor
+    has them all, `part` is its place along the first axis, and its names end in `[part]`.
     """
 
     name: str
@@ -41,6 +45,28 @@ class Matrix:
     dtype: str
     group: int | None
     transposed: bool
+    bits: int
+    sparsity: float
+    expert: bool = False
+    part: int | None = None
+
+    def at(self, part: int) -> Matrix:
+        """The matrix that is one part of this tensor."""
+        return replace(self, name=f"{self.name}[{part}]", written=f"{self.written}[{part}]", part=part)
+
+    @property
+    def tensor(self) -> str:
+        """The stored tensor that the matrix is, or is a part of."""
+        return self.name if self.part is None else self.name.removesuffix(f"[{self.part}]")
+
+    @property
+    def target(self) -> str:
+        """The same in the result."""
+        return self.written if self.part is None else self.written.removesuffix(f"[{self.part}]")
+
+    @property
+    def quantised(self) -> bool:
+        return self.bits < UNQUANTISED
 
     @property
     def module(self) -> str:
@@ -89,49 +115,100 @@ def fit_group(columns: int, wanted: int | None) -> int | None:
     return min(near, key=lambda d: (abs(math.log(d / wanted)), d), default=None)
 
 
-def scheme_of(matrix: Matrix, options: CompressOptions) -> Scheme:
-    return Scheme(bits=options.bits, group_size=matrix.group, symmetric=options.symmetric)
+def scheme_of(matrix: Matrix, options: CompressOptions) -> Scheme | None:
+    """How a matrix's codes are packed; None where its weights are written out."""
+    if not (options.packs and matrix.quantised):
+        return None
+    return Scheme(bits=matrix.bits, group_size=matrix.group, symmetric=options.symmetric)
+
+
+def schemes(plan: Plan, options: CompressOptions) -> dict[str, Scheme]:
+    """The modules that are packed, and how."""
+    found = {matrix.module: scheme_of(matrix, options) for matrix in plan.matrices}
+    return {module: scheme for module, scheme in found.items() if scheme is not None}
 
 
 def draw_up(options: CompressOptions, layout: Layout) -> Plan:
     """Decide every matrix. Raises InputError for what this pass cannot take, UsageError for what cannot fit."""
     family = family_of(layout.config)
     _refuse_quantised(layout)
-    if options.packs and family.transposed:
-        raise InputError(
-            f"plain transformers cannot run a packed `{layout.model_type}`: its matrices are Conv1D",
-            hint="use `--format dense`, which writes the compressed weights decoded",
-        )
-    skip = {expression: _pattern(expression) for expression in options.skip}
-    idle = set(skip)
+    words = _Words(options)
     names = _names(family, layout, options)
     matrices: list[Matrix] = []
     skipped: list[str] = []
     for name, (dtype, shape) in layout.tensors.items():
         layer = family.matrix_of(name, layout.config)
-        if layer is None or len(shape) != 2:
+        expert = family.is_expert(name)
+        # a tensor without the suffix has all experts' matrices in it
+        fused = expert and not name.endswith(".weight")
+        if layer is None or len(shape) != (3 if fused else 2):
             continue
         written = names[name] or name
         module = written.removesuffix(".weight")
-        hits = {said for said, expression in skip.items() if expression.search(module)}
-        idle -= hits
-        if hits:
+        if words.skips(module):
             skipped.append(module)
             continue
         if dtype not in WEIGHT_DTYPES:
             raise InputError(f"tensor `{name}` is {_spoken(dtype)}", hint="decode the model to 16 bits first")
-        rows, columns = (shape[1], shape[0]) if family.transposed else shape
+        turned = family.turns(fused)
+        rows, columns = shape[:-3:-1] if turned else shape[-2:]
         group = fit_group(columns, options.group_size.columns)
-        matrix = Matrix(name, written, layer, rows, columns, dtype, group, family.transposed)
+        bits, sparsity = words.bits(module), words.sparsity(module)
+        matrix = Matrix(name, written, layer, rows, columns, dtype, group, turned, bits, sparsity, expert)
         _check_pattern(matrix, options)
-        matrices.append(matrix)
-    if idle:
-        raise UsageError(f"`--skip {min(idle)}` matches no matrix", hint="`rewright show` lists a checkpoint's tensors")
+        matrices += [matrix.at(part) for part in range(shape[0])] if fused else [matrix]
+    words.check()
+    shared = fit_group(readers.shared_width(matrices), options.group_size.columns)
+    matrices = [replace(matrix, group=shared) if matrix.expert else matrix for matrix in matrices]
+    if options.packs:
+        readers.refuse(family, layout.model_type, matrices, skipped, symmetric=options.symmetric)
     if not matrices:
         raise InputError("no matrix to compress", hint="check `--skip` and the checkpoint's tensor names")
     # 16 bits, as the model has them: float16 where all of it is
     scales = "F16" if all(matrix.dtype == "F16" for matrix in matrices) else "BF16"
     return Plan(family, tuple(matrices), tuple(skipped), names, scales)
+
+
+class _Words:
+    """What `--skip`, `--bits-for` and `--sparsity-for` say of a module; of several that match the last one counts."""
+
+    def __init__(self, options: CompressOptions) -> None:
+        self.options = options
+        self._skip = {f"--skip {expression}": _pattern(expression) for expression in options.skip}
+        self._bits = {f"--bits-for {one}": (re.compile(one.expression), one.bits) for one in options.bits_for}
+        self._sparsity = {
+            f"--sparsity-for {one}": (re.compile(one.expression), one.sparsity) for one in options.sparsity_for
+        }
+        self._idle = {*self._skip, *self._bits, *self._sparsity}
+
+    def skips(self, module: str) -> bool:
+        hits = {said for said, expression in self._skip.items() if expression.search(module)}
+        self._idle -= hits
+        return bool(hits)
+
+    def bits(self, module: str) -> int:
+        # an average is dealt out later; until then every matrix has the most that any could get
+        found = int(self.options.bits.number) if self.options.bits.whole else CODE_BITS[-1]
+        for said, (expression, bits) in self._bits.items():
+            if expression.search(module):
+                self._idle.discard(said)
+                found = bits
+        return found
+
+    def sparsity(self, module: str) -> float:
+        found = self.options.zeros
+        for said, (expression, sparsity) in self._sparsity.items():
+            if expression.search(module):
+                self._idle.discard(said)
+                found = sparsity
+        return found
+
+    def check(self) -> None:
+        """Raise UsageError for words that matched nothing."""
+        if self._idle:
+            raise UsageError(
+                f"`{min(self._idle)}` matches no matrix", hint="`rewright show` lists a checkpoint's tensors"
+            )
 
 
 def _pattern(expression: str) -> re.Pattern[str]:
@@ -175,7 +252,9 @@ def _names(family: Family, layout: Layout, options: CompressOptions) -> dict[str
     bare = not any(name.startswith(family.base) for name in layout.tensors)
 
     def spelled(name: str) -> str:
-        return family.spellings(name)[0] if bare and options.packs and name != family.head else name
+        return (
+            family.spellings(name)[0] if bare and options.packs and options.quantises and name != family.head else name
+        )
 
     names: dict[str, str | None] = {name: spelled(name) for name in layout.tensors}
     if family.head in names and family.tied(layout.config):
@@ -186,29 +265,29 @@ def _names(family: Family, layout: Layout, options: CompressOptions) -> dict[str
 
 def specs(plan: Plan, options: CompressOptions, layout: Layout) -> tuple[TensorSpec, ...]:
     """The tensors of the result."""
-    planned = {matrix.name: matrix for matrix in plan.matrices} if options.packs else {}
+    planned = {matrix.tensor: matrix for matrix in plan.matrices}
     found: list[TensorSpec] = []
     for name, (dtype, shape) in layout.tensors.items():
         written = plan.names[name]
-        if name in planned:
-            matrix = planned[name]
-            found += packed_specs(matrix.module, shape, scheme_of(matrix, options), plan.scales)
+        scheme = scheme_of(planned[name], options) if name in planned else None
+        if scheme is not None:
+            found += packed_specs(planned[name].module, shape, scheme, plan.scales)
         elif written is not None:
             found.append(TensorSpec(written, dtype, shape))
     return tuple(found)
 
 
-def table(plan: Plan, options: CompressOptions) -> list[dict[str, Any]]:
-    """One row for matrices that differ by their layer alone, as `--dry-run` shows it."""
-    counts = Counter[tuple[str, int, int, int | str | None]]()
+def table(plan: Plan) -> list[dict[str, Any]]:
+    """One row for matrices that differ by their layer or expert alone, as `--dry-run` shows it."""
+    counts = Counter[tuple[str, int, int, int, int | str | None, float]]()
     for matrix in plan.matrices:
         name = matrix.written.replace(f".{matrix.layer}.", ".*.", 1)
-        group = None if options.bits == 16 else matrix.group or "channel"
-        counts[name, matrix.rows, matrix.columns, group] += 1
-    return [
-        {"name": name, "layers": count, "rows": rows, "columns": columns, "bits": options.bits, "group_size": group}
-        for (name, rows, columns, group), count in counts.items()
-    ]
+        if matrix.expert:
+            name = re.sub(r"(experts\.)\d+\.|\[\d+\]$", lambda found: f"{found[1]}*." if found[1] else "[*]", name)
+        group = (matrix.group or "channel") if matrix.quantised else None
+        counts[name, matrix.rows, matrix.columns, matrix.bits, group, matrix.sparsity] += 1
+    keys = ("name", "rows", "columns", "bits", "group_size", "sparsity")
+    return [{**dict(zip(keys, key, strict=True)), "layers": count} for key, count in counts.items()]
 
 
 def estimate(options: CompressOptions, layout: Layout) -> Estimate:
@@ -236,10 +315,9 @@ def estimate(options: CompressOptions, layout: Layout) -> Estimate:
         flops += sum(2 * m.rows * m.columns**2 + 2 * m.columns**3 for m in plan.matrices)
     working = 4 * (4 * largest + 2 * max(m.columns for m in plan.matrices) ** 2)
     config = dict(layout.config)
-    if options.packs:
-        config["quantization_config"] = quantization_config(
-            {m.module: scheme_of(m, options) for m in plan.matrices}, []
-        )
+    packed = schemes(plan, options)
+    if packed:
+        config["quantization_config"] = quantization_config(packed, [])
     return Estimate(
         layout=Layout(tensors, config),
         output_bytes=output,
@@ -247,7 +325,7 @@ def estimate(options: CompressOptions, layout: Layout) -> Estimate:
         peak_device_bytes=statistics + working + 4 * embedding,
         flops=flops,
         bytes_moved=moved,
-        details={"matrices": table(plan, options), "skipped": list(plan.skipped)},
+        details={"matrices": table(plan), "skipped": list(plan.skipped)},
     )
 
 

@@ -20,7 +20,9 @@ def shared_width(matrices: Sequence[Matrix]) -> int:
     return math.gcd(*(matrix.columns for matrix in matrices if matrix.expert))
 
 
-def refuse(family: Family, model_type: str, matrices: Sequence[Matrix], left: Sequence[str], *, symmetric: bool) -> None:
+def refuse(
+    family: Family, model_type: str, matrices: Sequence[Matrix], left: Sequence[str], *, symmetric: bool
+) -> None:
     """Raise InputError for packed matrices that plain transformers would refuse, or take for noise.
 
     Beside other packed matrices it reads experts packed in one way, or all of them dense in one tensor. `left` has the
@@ -74,7 +76,7 @@ def splits(plan: Plan) -> list[str]:
             if len({found.get(part) for part in parts}) > 1:
                 said.setdefault(parts, []).append(layer)
     return [
-        f"servers fuse {listed(parts)} and want them alike, which they are not in {len(at)} layers"
-        f" (the first is {at[0]})"
+        f"servers fuse {listed(parts)} and want them alike, which they are not in"
+        f" {f'layer {at[0]}' if len(at) == 1 else f'{len(at)} layers'}"
         for parts, at in said.items()
     ]

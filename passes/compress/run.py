@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ import torch
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.compressed_tensors import quantization_config
 from rewright.formats.draft import Draft
-from rewright.formats.dtypes import to_torch
 from rewright.formats.foreign import refuse_scaled
 from rewright.passes import calibration
-from rewright.passes.compress import hessian, output, solve
-from rewright.passes.compress.plan import Matrix, Plan, draw_up, held_out_samples, scheme_of, sequence_length, specs
+from rewright.passes.compress import budget, output, polish, readers
+from rewright.passes.compress.fit import round_off
+from rewright.passes.compress.job import Job
+from rewright.passes.compress.layers import solve_layer
+from rewright.passes.compress.plan import draw_up, held_out_samples, schemes, sequence_length, specs
 from rewright.passes.compress.spec import CompressOptions
-from rewright.passes.compress.statistics import gather
-from rewright.passes.context import Context, Reporter, compute_dtype
+from rewright.passes.context import Context, compute_dtype
 from rewright.passes.errors import InputError
 from rewright.passes.loading import Assembly, load_tokenizer, stored_dtype
 from rewright.passes.spec import Layout, Metrics
-from rewright.passes.walk import Layer, Walk
+from rewright.passes.walk import Walk
 
 REPORT = "reports/compress.json"
 
@@ -37,37 +39,56 @@ def run(context: Context, options: CompressOptions, source: Checkpoint, draft: D
     dtype = compute_dtype(context.dtype, context.device, stored_dtype(source))
     assembly = Assembly(source, dtype, context.device)
     assembly.check()
-    if not options.symmetric and options.packs:
-        context.reporter.warn("asymmetric packed weights do not load by default in transformers 5.23 and later")
+    job = Job(context, options, plan, source, assembly, draft)
+    drawn, dealt = None, None
+    if options.calibration_text:
+        drawn = _calibrate(context, options, assembly)
+        if options.budget == "measured":
+            plan, dealt = budget.measure(job, drawn.tokens)
+            job = replace(job, plan=plan)
+    packed = schemes(plan, options)
+    if packed:
+        if not options.symmetric:
+            context.reporter.warn("asymmetric packed weights do not load by default in transformers 5.23 and later")
+        for split in readers.splits(plan):
+            context.reporter.warn(split)
     draft.declare(specs(plan, options, layout))
     output.copy_rest(context, plan, source, draft)
-    if options.calibration_text:
-        facts, rows = _walk(context, options, plan, assembly, draft)
-    else:
-        facts, rows = None, list(_without_text(context, options, plan, source, draft))
+    report = {"matrices": list(_without_text(job))} if drawn is None else _walk(job, drawn)
+    if dealt is not None:
+        report["budget"] = dealt
+    unseen = sum(row.get("rounded", False) for row in report["matrices"])
+    if unseen:
+        context.reporter.warn(
+            f"{unseen} matrices of experts saw fewer tokens than they have columns and were rounded to nearest:"
+            f" `{REPORT}` names them"
+        )
     behind = draft.carry(source)
     if behind:
         context.reporter.warn(f"not carried over: {', '.join(behind)}")
-    if options.packs:
-        schemes = {matrix.module: scheme_of(matrix, options) for matrix in plan.matrices}
-        ignored = output.left_dense(plan, assembly)
-        draft.edit_config({"quantization_config": quantization_config(schemes, ignored)})
-    summary = _summary(rows)
-    report = {"calibration": facts, "summary": summary, "skipped": list(plan.skipped), "matrices": rows}
-    draft.put(REPORT, json.dumps(report, indent=1).encode() + b"\n")
+    if packed:
+        draft.edit_config({"quantization_config": quantization_config(packed, output.left_dense(plan, assembly))})
+    summary = _summary(report["matrices"], report.get("layers", []))
+    said = {"summary": summary, "skipped": list(plan.skipped), **report}
+    draft.put(REPORT, json.dumps(said, indent=1).encode() + b"\n")
     return summary
 
 
-def _summary(rows: list[dict[str, Any]]) -> Metrics:
-    """The pass's metrics: counts over all matrices, means of their errors."""
+def _summary(rows: list[dict[str, Any]], layers: list[dict[str, Any]]) -> Metrics:
+    """The pass's metrics: counts over all matrices, means of the errors of matrices and of layers."""
     total = sum(row["rows"] * row["columns"] for row in rows)
     found: Metrics = {
         "matrices": len(rows),
         "sparsity": sum(row["zeros"] for row in rows) / total,
         "bits_per_weight": 8 * sum(row["bytes"] for row in rows) / total,
     }
-    for name in ("error_calibration", "error_held_out"):
-        errors = [row[name] for row in rows if row[name] is not None]
+    for name, of, key in (
+        ("error_calibration", rows, "error_calibration"),
+        ("error_held_out", rows, "error_held_out"),
+        ("layer_error_calibration", layers, "error_calibration"),
+        ("layer_error_held_out", layers, "error_held_out"),
+    ):
+        errors = [row[key] for row in of if row.get(key) is not None]
         found[name] = sum(errors) / len(errors) if errors else None
     return found
 
@@ -106,112 +127,69 @@ def _calibrate(context: Context, options: CompressOptions, assembly: Assembly) -
     return drawn
 
 
-def _walk(
-    context: Context, options: CompressOptions, plan: Plan, assembly: Assembly, draft: Draft
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    drawn = _calibrate(context, options, assembly)
-    tokens = torch.cat([drawn.tokens, drawn.held_out])
-    walk = Walk(assembly, tokens, scratch=context.work)
+def _walk(job: Job, drawn: calibration.Calibration) -> dict[str, Any]:
+    """Every layer, then `--polish`; the report's parts. What is finished is not done again, or not even walked."""
+    options, journal = job.options, job.context.journal
+    if "walk" not in journal.done or (options.polish and polish.UNIT not in journal.done):
+        walk, rows, layers = _through(job, drawn)
+        if "walk" not in journal.done:
+            journal.record("walk", {"layers": layers, "matrices": rows})
+        if options.polish:
+            polish.polish(job, walk)
+    report = {"calibration": drawn.facts, **journal.done["walk"]}
+    if options.polish:
+        report["polish"] = journal.done[polish.UNIT]
+    return report
+
+
+def _through(job: Job, drawn: calibration.Calibration) -> tuple[Walk, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Walk through the layers; rows of the report for matrices and for layers."""
+    context, options = job.context, job.options
+    tokens, samples = torch.cat([drawn.tokens, drawn.held_out]), len(drawn.tokens)
+    both = options.fits_dense or options.tune or options.polish
+    walk = Walk(job.assembly, tokens, samples=samples, dense_from=0 if both else samples, scratch=context.work)
     rows: list[dict[str, Any]] = []
-    with context.reporter.progress("compress", len(assembly.layers)) as bar:
+    layers: list[dict[str, Any]] = []
+    with context.reporter.progress("compress", len(job.assembly.layers)) as bar:
         for layer in walk:
-            matrices = plan.of_layer(layer.index)
             unit = f"layer {layer.index}"
             if unit not in context.journal.done:
-                made = _solve_layer(context, options, plan, layer, len(drawn.tokens), assembly, draft)
-                draft.sync()
+                made = solve_layer(job, layer)
+                job.draft.sync()
                 context.journal.record(unit, {"matrices": made})
             made = context.journal.done[unit]["matrices"]
-            for matrix in matrices:
-                weight = output.read_back(draft, matrix, options, assembly.dtype)
-                layer.replace(matrix.local, weight)
+            for matrix in job.plan.of_layer(layer.index):
+                layer.replace(matrix.local, job.running(matrix))
+            layer.finish()
+            errors = {f"error_{name}": value for name, value in layer.errors.items()}
+            layers.append({"layer": layer.index, **errors})
             rows += made
-            context.reporter.event("layer", index=layer.index, matrices=made)
-            errors = [row["error_calibration"] for row in made if row["error_calibration"] is not None]
-            bar.advance(1, f"error {sum(errors) / len(errors):.4f}" if errors else "")
-    return drawn.facts, rows
+            context.reporter.event("layer", index=layer.index, matrices=made, **errors)
+            bar.advance(1, _note(layers[-1], made))
+    return walk, rows, layers
 
 
-def _solve_layer(
-    context: Context,
-    options: CompressOptions,
-    plan: Plan,
-    layer: Layer,
-    samples: int,
-    assembly: Assembly,
-    draft: Draft,
-) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
-    matrices, source = plan.of_layer(layer.index), assembly.weights.source
-    for shared in gather(layer, matrices, samples):
-        started = time.monotonic()
-        # from the file, not from the layer: `--dtype` may have rounded that
-        weights = [matrix.turned(source.read(matrix.name)).float().to(shared.own.device) for matrix in shared.matrices]
-        solved, damp = solve_group(context.reporter, options, plan.scales, shared.matrices, weights, shared.own)
-        spent = (time.monotonic() - started) / len(weights)
-        first = 0
-        for matrix, weight in zip(shared.matrices, weights, strict=True):
-            row = output.write(draft, matrix, solved.rows(first, first + matrix.rows), options)
-            first += matrix.rows
-            # with the rounding that decoding in the model's own dtype brings
-            kept = matrix.turned(output.read_back(draft, matrix, options, stored_dtype(source))).float()
-            kept = kept.to(weight.device)
-            row["damp"] = damp
-            row["tokens"] = shared.tokens
-            row["error_calibration"] = hessian.relative_error(weight, kept, shared.own)
-            row["error_held_out"] = hessian.relative_error(weight, kept, shared.held_out)
-            row["seconds"] = round(spent, 4)
-            if row["zeros"] == weight.numel() and bool(weight.any()):
-                context.reporter.warn(f"`{matrix.name}` became all zeros: its values are below what a scale can say")
-            made.append(row)
-    order = {matrix.name: place for place, matrix in enumerate(matrices)}
-    return sorted(made, key=lambda row: order[row["name"]])
+def _note(layer: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The error to show beside the bar: the layer's, else the mean of its matrices'."""
+    found = layer.get("error_held_out", layer.get("error_calibration"))
+    errors = [row["error_calibration"] for row in rows if row["error_calibration"] is not None]
+    if found is None and errors:
+        found = sum(errors) / len(errors)
+    return "" if found is None else f"error {found:.4f}"
 
 
-def solve_group(
-    reporter: Reporter,
-    options: CompressOptions,
-    scales: str,
-    members: list[Matrix],
-    weights: list[torch.Tensor],
-    own: torch.Tensor,
-) -> tuple[solve.Solved, float | None]:
-    """Compress the stacked matrices of one input; returns what came out and the damping it took."""
-    weight = torch.cat(weights)
-    matrix = members[0]
-    group = matrix.group or matrix.columns
-    stored = to_torch(scales)
-    assert stored is not None
-    silent = not bool(own.diagonal().any())
-    if silent and options.needs_text:
-        reporter.warn(f"no calibration input reached `{matrix.name}`: rounded without feedback")
-    if options.method == "gptq" and not silent:
-        factor = hessian.factorise(own, options.damp, matrix.name)
-        if factor.damp > options.damp:
-            reporter.warn(f"`{matrix.name}`: damping raised from {options.damp:g} to {factor.damp:g}")
-        rows = [member.rows for member in members]
-        return solve.sweep(weight, factor.upper, rows, group, options, stored), factor.damp
-    norm = own.diagonal().sqrt() if options.method == "wanda" and not silent else None
-    parts = [solve.round_nearest(part, norm, group, options, stored) for part in weights]
-    return solve.stacked(parts), None
-
-
-def _without_text(
-    context: Context, options: CompressOptions, plan: Plan, source: Checkpoint, draft: Draft
-) -> Iterator[dict[str, Any]]:
+def _without_text(job: Job) -> Iterator[dict[str, Any]]:
     """Rounding needs no inputs: matrices are read, rounded and written one by one."""
-    with context.reporter.progress("compress", len(plan.matrices)) as bar:
-        for matrix in plan.matrices:
+    context = job.context
+    with context.reporter.progress("compress", len(job.plan.matrices)) as bar:
+        for matrix in job.plan.matrices:
             if matrix.name not in context.journal.done:
                 started = time.monotonic()
-                weight = matrix.turned(output.read_finite(source, matrix.name)).float()
-                stored = to_torch(plan.scales)
-                assert stored is not None
-                result = solve.round_nearest(weight, None, matrix.group or matrix.columns, options, stored)
-                row = output.write(draft, matrix, result, options)
-                row.update(damp=None, tokens=0, error_calibration=None, error_held_out=None)
+                fitted = round_off(matrix, job.original(matrix), None, job.options, job.fitter.stored)
+                row = output.write(job.draft, fitted, job.options)
+                row.update(tokens=0, proxy_loss=None, error_calibration=None, error_held_out=None)
                 row["seconds"] = round(time.monotonic() - started, 4)
-                draft.sync()
+                job.draft.sync()
                 context.journal.record(matrix.name, row)
             yield context.journal.done[matrix.name]
             bar.advance()

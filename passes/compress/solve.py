@@ -6,7 +6,7 @@ error feedback, as Compress, Then Prompt (arXiv:2305.11186) joins them. `round_n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,16 @@ import torch
 
 from rewright.kernels.joint_sweep import joint_sweep
 from rewright.passes.compress import grid, mask
+from rewright.passes.compress.plan import Matrix
+from rewright.passes.values import UNQUANTISED
 
 if TYPE_CHECKING:
     from rewright.passes.compress.spec import CompressOptions
 
+# Columns after which a sweep brings the rest of the matrix up to date, where it chooses no zeros.
+BLOCK = 128
+# Columns whose zeros a sweep chooses together, where nothing else is asked for.
+MASK_BLOCK = 32
 # Columns whose error feedback the kernel does itself; wider blocks go through a matrix product.
 KERNEL_COLUMNS = 32
 
@@ -28,13 +34,15 @@ class Solved:
 
     `weight` float32 (rows, columns), decoded. `codes` int8 (rows, columns), `scale` (rows, groups) in its stored
     dtype and `zero` int8 (rows, groups), None where weights are only pruned; `zero` is None for symmetric codes.
-    `loss` (rows) is the sweep's own estimate of each row's error, the sum of e^2 / 2; None without a sweep.
+    `keep` bool (rows, columns) is False at chosen zeros; None where none were chosen. `loss` (rows) is the sweep's own
+    estimate of each row's error, the sum of e^2 / 2; None without a sweep.
     """
 
     weight: torch.Tensor
     codes: torch.Tensor | None
     scale: torch.Tensor | None
     zero: torch.Tensor | None
+    keep: torch.Tensor | None
     loss: torch.Tensor | None
 
     def rows(self, start: int, stop: int) -> Solved:
@@ -43,35 +51,34 @@ class Solved:
         def cut(tensor: torch.Tensor | None) -> torch.Tensor | None:
             return None if tensor is None else tensor[start:stop]
 
-        return Solved(self.weight[start:stop], cut(self.codes), cut(self.scale), cut(self.zero), cut(self.loss))
-
-
-def stacked(parts: list[Solved]) -> Solved:
-    """Matrices of one input under each other, as `sweep` returns them."""
-
-    def join(tensors: list[torch.Tensor | None]) -> torch.Tensor | None:
-        given = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat(given) if given else None
-
-    weight = torch.cat([part.weight for part in parts])
-    return Solved(
-        weight,
-        join([part.codes for part in parts]),
-        join([part.scale for part in parts]),
-        join([part.zero for part in parts]),
-        join([part.loss for part in parts]),
-    )
+        return Solved(
+            self.weight[start:stop],
+            cut(self.codes),
+            cut(self.scale),
+            cut(self.zero),
+            cut(self.keep),
+            cut(self.loss),
+        )
 
 
 class _Columns:
     """What a solve fills in, column by column; matrices are kept transposed so that a column is contiguous."""
 
-    def __init__(self, weight: torch.Tensor, group: int, options: CompressOptions, stored: torch.dtype) -> None:
-        self.weight = weight.t().contiguous().float()
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bits: int,
+        group: int,
+        options: CompressOptions,
+        stored: torch.dtype,
+        importance: torch.Tensor | None = None,
+    ) -> None:
+        self.weight = weight.t().float().clone(memory_format=torch.contiguous_format)
         self.options, self.group, self.stored = options, group, stored
+        self.bits, self.importance = bits, importance
         columns, rows = self.weight.shape
-        self.quantises = options.bits < 16
-        self.low, self.high = grid.code_range(min(options.bits, 8))
+        self.quantises = bits < UNQUANTISED
+        self.low, self.high = grid.code_range(min(bits, 8))
         self.result = torch.empty_like(self.weight)
         self.codes = torch.empty(columns, rows, dtype=torch.int8, device=weight.device)
         self.scale = torch.empty(-(-columns // group), rows, device=weight.device)
@@ -80,21 +87,28 @@ class _Columns:
     def choose_grid(self, start: int, weight: torch.Tensor, keep: torch.Tensor | None) -> None:
         """Scale and zero point of the group that begins at column `start`, from its weights as corrected so far."""
         index = start // self.group
-        self.scale[index], self.zero[index] = grid.choose(
+        self.scale[index], self.zero[index] = self.grid(start, weight, keep)
+
+    def grid(self, start: int, weight: torch.Tensor, keep: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero point for these columns, the first of which is `start`."""
+        return grid.choose(
             weight,
             keep,
-            bits=self.options.bits,
+            None if self.importance is None else self.importance[start : start + len(weight)],
+            bits=self.bits,
             symmetric=self.options.symmetric,
             clip=self.options.clip,
             stored=self.stored,
         )
 
-    def solved(self, loss: torch.Tensor | None) -> Solved:
+    def solved(self, keep: torch.Tensor | None, loss: torch.Tensor | None) -> Solved:
         weight = self.result.t().contiguous()
+        kept = None if keep is None else keep.t()
         if not self.quantises:
-            return Solved(weight, None, None, None, loss)
+            return Solved(weight, None, None, None, kept, loss)
         zero = None if self.options.symmetric else self.zero.t().to(torch.int8).contiguous()
-        return Solved(weight, self.codes.t().contiguous(), self.scale.t().to(self.stored).contiguous(), zero, loss)
+        scale = self.scale.t().to(self.stored).contiguous()
+        return Solved(weight, self.codes.t().contiguous(), scale, zero, kept, loss)
 
 
 def _blocks(columns: int, group: int, size: int) -> Iterator[tuple[int, int]]:
@@ -106,65 +120,78 @@ def _blocks(columns: int, group: int, size: int) -> Iterator[tuple[int, int]]:
             yield part, min(part + (size if group > size else step), stop)
 
 
-def _kernel_spans(start: int, stop: int, group: int) -> Iterator[tuple[int, int]]:
-    """A block in runs that the kernel takes, none across a group's end."""
+def _kernel_spans(start: int, stop: int, group: int, most: int) -> Iterator[tuple[int, int]]:
+    """A block in runs of at most `most` columns, none across a group's end."""
     while start < stop:
-        end = min(stop, start + KERNEL_COLUMNS, (start // group + 1) * group)
+        end = min(stop, start + most, (start // group + 1) * group)
         yield start, end
         start = end
 
 
 def _sweep_mask(
-    state: _Columns, upper: torch.Tensor, parts: list[int], span: tuple[int, int], options: CompressOptions
-) -> torch.Tensor | None:
+    state: _Columns, upper: torch.Tensor, members: Sequence[Matrix], span: tuple[int, int], options: CompressOptions
+) -> torch.Tensor:
     """Zeros of one block from the weights as the sweep has left them; counts are exact in every matrix.
 
-    Returns bool (columns, rows), or None without pruning. The score is (w / U_jj)^2 (SparseGPT, equation 3).
+    Returns bool (columns, rows). A zero costs (w / U_jj)^2 (SparseGPT, equation 3); quant-aware, what rounding costs
+    anyway is taken off.
     """
-    if not options.zeros:
-        return None
     start, stop = span
-    score = (state.weight[start:stop] / upper.diagonal()[start:stop, None]).square_()
-    keep = torch.empty_like(score, dtype=torch.bool)
-    first = 0
-    for rows in parts:
-        own = score[:, first : first + rows].t()
-        if options.pattern.of is not None:
-            kept = mask.keep_pattern(own, options.pattern)
-        else:
-            # what is due up to the block's end, less what was due up to its start
-            prune = round(rows * stop * options.zeros) - round(rows * start * options.zeros)
-            kept = mask.keep_largest(own.contiguous(), prune)
-        keep[:, first : first + rows] = kept.t()
-        first += rows
-    return keep
+    cost = state.weight[start:stop].square()
+    if options.saliency == "quant-aware" and state.quantises:
+        cost -= _rounding(state, start, stop)
+    cost /= upper.diagonal()[start:stop, None].square()
+    return mask.choose(cost.t().contiguous(), members, options.pattern, span).t().contiguous()
+
+
+def _rounding(state: _Columns, start: int, stop: int) -> torch.Tensor:
+    """The squared error of rounding each weight of some columns as they stand, (columns, rows)."""
+    errors = []
+    for first, last in _kernel_spans(start, stop, state.group, stop - start):
+        weight = state.weight[first:last]
+        begun = first % state.group and first == start
+        index = first // state.group
+        scale, zero = (state.scale[index], state.zero[index]) if begun else state.grid(first, weight, None)
+        codes = torch.round(weight / scale).add_(zero).clamp_(state.low, state.high)
+        errors.append((codes - zero).mul_(scale).sub_(weight).square_())
+    return torch.cat(errors)
 
 
 def sweep(
     weight: torch.Tensor,
     upper: torch.Tensor,
-    parts: list[int],
-    group: int,
+    members: Sequence[Matrix],
     options: CompressOptions,
     stored: torch.dtype,
+    *,
+    importance: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
 ) -> Solved:
     """One pass over the columns that prunes and quantises, each error fed to the columns still to come.
 
-    `weight` (r, c): the matrices that share an input, stacked; `parts` their row counts. `upper` (c, c) from
-    `hessian.factorise`. A group's scale is chosen when the sweep reaches it, from the corrected weights.
+    `weight` (r, c): the matrices `members`, of equal bits and groups, that share an input, stacked. `upper` (c, c)
+    from `hessian.factorise`; `importance` (c) the diagonal of the Hessian. `kept` bool (r, c) says where zeros are;
+    without it the sweep chooses them. A group's scale is chosen when the sweep reaches it, from the corrected weights.
     """
-    state = _Columns(weight, group, options, stored)
     columns = weight.shape[1]
-    size = options.block_size
+    group = members[0].group or columns
+    state = _Columns(weight, members[0].bits, group, options, stored, importance)
+    given = None if kept is None else kept.t().contiguous()
+    prunes = given is None and any(matrix.sparsity for matrix in members)
+    chosen = torch.ones_like(state.weight, dtype=torch.bool) if prunes else given
+    size = (options.mask_block or MASK_BLOCK) if prunes else BLOCK
     if options.pattern.of is not None:
         # a block must hold whole patterns; groups that do not are cut at the block's end
         size = max(1, size // options.pattern.of) * options.pattern.of
     errors = torch.empty_like(state.weight[:size])
     loss = torch.zeros_like(state.weight[0])
     for start, stop in _blocks(columns, group if _nests(group, options) else columns, size):
-        keep = _sweep_mask(state, upper, parts, (start, stop), options)
-        for first, last in _kernel_spans(start, stop, group):
-            kept = None if keep is None else keep[first - start : last - start]
+        if prunes:
+            assert chosen is not None
+            chosen[start:stop] = _sweep_mask(state, upper, members, (start, stop), options)
+        keep = None if chosen is None else chosen[start:stop]
+        for first, last in _kernel_spans(start, stop, group, KERNEL_COLUMNS):
+            own = None if keep is None else keep[first - start : last - start]
             if state.quantises and first % group == 0:
                 whole = first + group <= stop
                 held = state.weight[first : first + group]
@@ -172,14 +199,16 @@ def sweep(
                     held = held.clone()
                     late = slice(stop, first + group)
                     held[stop - first :].addmm_(upper[start:first, late].t(), errors[: first - start], alpha=-1)
-                state.choose_grid(first, held, keep[first - start :][:group] if keep is not None and whole else None)
+                # zeros of columns that lie behind the block are not chosen yet, unless all were given
+                known = chosen is not None and (whole or not prunes)
+                state.choose_grid(first, held, chosen[first : first + group] if chosen is not None and known else None)
             index = first // group
             done = joint_sweep(
                 state.weight[first:last].t(),
                 upper[first:last, first:last],
                 state.scale[index] if state.quantises else None,
                 state.zero[index] if state.quantises else None,
-                None if kept is None else kept.t(),
+                None if own is None else own.t(),
                 low=state.low,
                 high=state.high,
             )
@@ -193,7 +222,7 @@ def sweep(
                 )
         if stop < columns:
             state.weight[stop:].addmm_(upper[start:stop, stop:].t(), errors[: stop - start], alpha=-1)
-    return state.solved(loss)
+    return state.solved(chosen, loss)
 
 
 def _nests(group: int, options: CompressOptions) -> bool:
@@ -203,29 +232,32 @@ def _nests(group: int, options: CompressOptions) -> bool:
 
 def round_nearest(
     weight: torch.Tensor,
-    scale_input: torch.Tensor | None,
-    group: int,
+    matrix: Matrix,
+    importance: torch.Tensor | None,
     options: CompressOptions,
     stored: torch.dtype,
 ) -> Solved:
     """Baselines without feedback: prune by magnitude, or by Wanda's |w| |x| (arXiv:2306.11695), then round.
 
-    `scale_input` (c) is the norm of each input, for Wanda, whose comparison is within a row.
+    `importance` (c) is the mean square of each input, for Wanda, whose comparison is within a row, and for scales that
+    weigh errors by it. The zeros of the source stay under `--mask keep`.
     """
-    state = _Columns(weight, group, options, stored)
+    columns = weight.shape[1]
+    group = matrix.group or columns
+    state = _Columns(weight, matrix.bits, group, options, stored, importance)
     keep = None
-    if options.zeros:
+    if options.mask == "keep":
+        keep = (state.weight != 0).contiguous()
+    elif matrix.sparsity:
         score = weight.float().abs()
-        if scale_input is not None:
-            score = score * scale_input
-        if options.pattern.of is not None:
-            keep = mask.keep_pattern(score, options.pattern)
-        elif scale_input is not None:
-            keep = mask.keep_rows(score, round(score.shape[1] * options.zeros))
-        else:
-            keep = mask.keep_largest(score, round(score.numel() * options.zeros))
+        if options.method == "wanda" and importance is not None:
+            score = score * importance.sqrt()
+            if options.pattern.of is None:
+                keep = mask.keep_rows(score, round(columns * matrix.sparsity))
+        if keep is None:
+            keep = mask.choose(score, [matrix], options.pattern, (0, columns))
         keep = keep.t().contiguous()
-    for start in range(0, weight.shape[1], group):
+    for start in range(0, columns, group):
         part = slice(start, start + group)
         kept = None if keep is None else keep[part]
         held = state.weight[part] if kept is None else state.weight[part] * kept
@@ -237,4 +269,4 @@ def round_nearest(
         codes = torch.round(held / scale).add_(zero).clamp_(state.low, state.high)
         state.codes[part] = codes.to(torch.int8)
         state.result[part] = (codes - zero) * scale
-    return state.solved(None)
+    return state.solved(keep, None)

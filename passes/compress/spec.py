@@ -10,14 +10,16 @@ from rewright.passes.compress.plan import estimate
 from rewright.passes.errors import UsageError
 from rewright.passes.models.families import FAMILIES
 from rewright.passes.spec import Opt, Spec
-from rewright.passes.values import GroupSize, Pattern
+from rewright.passes.values import UNQUANTISED, Bits, BitsFor, GroupSize, Pattern, SparsityFor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressOptions:
     """Options of `compress`; together they must ask for something to do."""
 
-    bits: Annotated[Literal[2, 3, 4, 8, 16], Opt("bits a weight; 16 only prunes")] = 4
+    bits: Annotated[
+        Bits, Opt("bits a weight: 2, 3, 4 or 8; 16 only prunes; an average such as 3.5 with `--budget measured`")
+    ] = Bits(4)
     group_size: Annotated[GroupSize, Opt("weights of a row that share a scale, or `channel`", metavar="N|channel")] = (
         GroupSize(128)
     )
@@ -30,11 +32,50 @@ class CompressOptions:
     )
     method: Annotated[
         Literal["gptq", "rtn", "magnitude", "wanda"],
-        Opt("gptq: one sweep that prunes and quantises with error feedback; the others are baselines"),
+        Opt("gptq: fitted to the calibration text, with error feedback; the others are baselines"),
     ] = "gptq"
-    clip: Annotated[Literal["minmax", "mse"], Opt("how a group's scale is chosen")] = "mse"
+    target: Annotated[
+        Literal["dense", "own"],
+        Opt("what a matrix is fitted to: the dense model's output, or its own on the inputs it now has"),
+    ] = "dense"
+    mask: Annotated[
+        Literal["admm", "sweep", "keep"],
+        Opt("how zeros are chosen: by ADMM, by the sweep as it goes, or keep those of the source"),
+    ] = "admm"
+    mask_block: Annotated[
+        int | None,
+        Opt("columns whose zeros are chosen together; by default 32 in a sweep, the whole matrix in ADMM", min=1),
+    ] = None
+    saliency: Annotated[
+        Literal["quant-aware", "obs"],
+        Opt("what a sweep takes a zero to cost: its error, or its error less that of rounding"),
+    ] = "obs"
+    clip: Annotated[
+        Literal["hdiag", "mse", "minmax"],
+        Opt("how a group's scale is chosen: least rounding error, weighed by the inputs or not, or the full range"),
+    ] = "hdiag"
+    order: Annotated[
+        Literal["natural", "act"], Opt("columns as they stand, or those with the largest inputs first")
+    ] = "natural"
+    sequential: Annotated[
+        Literal["module", "layer"],
+        Opt("look at a matrix's inputs after the matrices before it were compressed, or once for a whole layer"),
+    ] = "module"
+    refine: Annotated[int, Opt("passes of coordinate descent over codes and scales", min=0, max=100)] = 3
+    budget: Annotated[
+        Literal["flat", "measured"],
+        Opt("the same for every matrix, or as much as each can bear, by the KL of the logits that it costs"),
+    ] = "flat"
+    tune: Annotated[int, Opt("steps of Adam on each layer's weights before they are rounded", min=0)] = 0
+    polish: Annotated[int, Opt("steps of Adam on all scales and norms, by KL to the dense logits", min=0)] = 0
     damp: Annotated[float, Opt("added to the Hessian's diagonal, as a share of its mean", min=0, max=1)] = 0.01
-    block_size: Annotated[int, Opt("columns whose zeros are chosen together", min=8, max=4096)] = 32
+    bits_for: Annotated[
+        tuple[BitsFor, ...], Opt("other bits for some matrices: `REGEX=N` on names (repeatable)", metavar="REGEX=N")
+    ] = ()
+    sparsity_for: Annotated[
+        tuple[SparsityFor, ...],
+        Opt("another sparsity for some matrices: `REGEX=F` on names (repeatable)", metavar="REGEX=F"),
+    ] = ()
     calibration_text: Annotated[
         tuple[Path, ...], Opt("text whose activations weigh the errors: .txt, .jsonl or `-` (repeatable)")
     ] = ()
@@ -49,48 +90,119 @@ class CompressOptions:
     ] = "pack-quantized"
 
     def __post_init__(self) -> None:
-        fixed = self.pattern.sparsity
-        if fixed is not None and self.sparsity is not None and abs(fixed - self.sparsity) > 1e-9:
-            raise UsageError(
-                f"`--pattern {self.pattern}` zeroes {fixed:g} of the weights, `--sparsity` says {self.sparsity:g}",
-                hint="leave one of the two out",
-            )
-        if self.bits == 16 and not self.zeros:
-            raise UsageError("`--bits 16` without `--sparsity` leaves nothing to do", hint="ask for either")
-        if self.method in ("magnitude", "wanda") and not self.zeros:
-            raise UsageError(f"`--method {self.method}` prunes, and no `--sparsity` is asked for")
+        self._check_zeros()
+        self._check_bits()
+        if self.method != "gptq":
+            self._check_baseline()
         if self.needs_text and not self.calibration_text:
             raise UsageError(
                 f"`--method {self.method}` needs `--calibration-text`",
                 hint="name a text like the ones the model will read, or use `--method rtn`",
             )
 
+    def _check_zeros(self) -> None:
+        fixed = self.pattern.sparsity
+        if fixed is not None and self.sparsity is not None and abs(fixed - self.sparsity) > 1e-9:
+            raise UsageError(
+                f"`--pattern {self.pattern}` zeroes {fixed:g} of the weights, `--sparsity` says {self.sparsity:g}",
+                hint="leave one of the two out",
+            )
+        if fixed is not None and self.sparsity_for:
+            raise UsageError(
+                f"`--pattern {self.pattern}` fixes the sparsity of every matrix, so `--sparsity-for` has no place",
+                hint="leave one of the two out",
+            )
+        if self.mask == "keep" and (self.zeros or self.sparsity_for):
+            raise UsageError("`--mask keep` takes the zeros of the source, so none can be asked for")
+        if self.order == "act" and self.prunes:
+            raise UsageError(
+                "`--order act` and pruning do not go together",
+                hint="zeros chosen among the largest inputs first cost more than the order wins; leave one out",
+            )
+
+    def _check_bits(self) -> None:
+        bits = self.bits
+        if not bits.whole and self.budget != "measured":
+            raise UsageError(
+                f"`--bits {bits}` is an average, and every matrix has whole bits",
+                hint="add `--budget measured`, which deals them out",
+            )
+        if bits.number == UNQUANTISED and not self.prunes and not self.bits_for and self.mask != "keep":
+            raise UsageError("`--bits 16` without `--sparsity` leaves nothing to do", hint="ask for either")
+        if self.deals_bits and bits.number == UNQUANTISED:
+            raise UsageError(
+                "`--budget measured` has nothing to deal out with `--bits 16` and no `--sparsity`",
+                hint="it deals out zeros under `--sparsity`, or bits under an average",
+            )
+
+    def _check_baseline(self) -> None:
+        if self.method in ("magnitude", "wanda") and not self.prunes:
+            raise UsageError(f"`--method {self.method}` prunes, and no `--sparsity` is asked for")
+        for said, given in (("budget", self.budget != "flat"), ("tune", self.tune), ("polish", self.polish)):
+            if given:
+                raise UsageError(f"`--{said}` goes with `--method gptq` alone, not with `{self.method}`")
+
     @property
     def zeros(self) -> float:
-        """The share of weights to set to zero."""
+        """The share of weights to set to zero, where nothing else is said for a matrix."""
         return self.pattern.sparsity or self.sparsity or 0.0
+
+    @property
+    def prunes(self) -> bool:
+        """Whether new zeros are asked for anywhere."""
+        return bool(self.zeros or any(one.sparsity for one in self.sparsity_for))
+
+    @property
+    def fits_dense(self) -> bool:
+        """Whether matrices are fitted to the outputs of the dense model."""
+        return self.method == "gptq" and self.target == "dense"
+
+    @property
+    def deals_zeros(self) -> bool:
+        """Whether a measured budget deals out zeros."""
+        return self.budget == "measured" and bool(self.sparsity) and self.pattern.of is None
+
+    @property
+    def deals_bits(self) -> bool:
+        """Whether a measured budget deals out bits: an average, or the bits asked for where no zeros are dealt out."""
+        return self.budget == "measured" and (not self.bits.whole or not self.deals_zeros)
 
     @property
     def needs_text(self) -> bool:
         return self.method in ("gptq", "wanda")
 
     @property
+    def quantises(self) -> bool:
+        """Whether any matrix gets codes."""
+        return self.bits.number < UNQUANTISED or any(one.bits < UNQUANTISED for one in self.bits_for)
+
+    @property
     def packs(self) -> bool:
-        """Whether matrices are written as packed codes."""
-        return self.bits < 16 and self.format == "pack-quantized"
+        """Whether quantised matrices are written as packed codes."""
+        return self.format == "pack-quantized"
 
 
 COMPRESS = Spec(
     name="compress",
-    summary="prune and quantise a model in one calibrated sweep, layer by layer",
-    version=1,
+    summary="prune and quantise a model, each matrix fitted to what the dense model does",
+    version=2,
     options=CompressOptions,
     impl="rewright.passes.compress.run:run",
     wants=frozenset({"weights", "config", "tokenizer", "text"}),
     gives="weights",
     grain="layer",
     archs=frozenset(FAMILIES),
-    metrics=frozenset({"matrices", "sparsity", "bits_per_weight", "error_calibration", "error_held_out"}),
+    metrics=frozenset(
+        {
+            "matrices",
+            "sparsity",
+            "bits_per_weight",
+            "error_calibration",
+            "error_held_out",
+            "layer_error_calibration",
+            "layer_error_held_out",
+        }
+    ),
     paper="Compress, Then Prompt (arXiv:2305.11186); GPTQ (arXiv:2210.17323); SparseGPT (arXiv:2301.00774)",
     estimate=estimate,
 )

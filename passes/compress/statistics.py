@@ -1,83 +1,150 @@
-"""What a layer's matrices see: one Hessian for each input that they share."""
+"""What a layer's matrices meet: the moments that each of them is fitted to.
+
+With x the input of a token in the compressed stream and x' in the dense one, a matrix W is to be replaced by a Q of
+least |t - (Q - W) x|^2, where t = W (x' - x) is what the input has drifted by, as the matrix sees it. A matrix that
+writes to the residual stream also makes good what the stream itself lacks: t = W (x' - x) + gap.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from rewright.kernels.cross_update import cross_update
 from rewright.kernels.hessian_update import hessian_update
+from rewright.passes.compress.hessian import quadratic, relative_error
 from rewright.passes.compress.plan import Matrix
 from rewright.passes.errors import BoundError
-from rewright.passes.walk import Layer
-
-
-@dataclass(frozen=True, slots=True)
-class SharedInput:
-    """Matrices fed by one tensor, and H = X^T X / tokens of it, float32 (columns, columns).
-
-    `own` is taken over the calibration rows, `held_out` over the others (None without any); `tokens` counts the
-    former.
-    """
-
-    matrices: list[Matrix]
-    own: torch.Tensor
-    held_out: torch.Tensor | None
-    tokens: int
+from rewright.passes.walk import Batch, Layer
 
 
 @dataclass(slots=True)
-class _Sum:
-    matrices: list[Matrix] = field(default_factory=list)
-    own: torch.Tensor | None = None
-    held_out: torch.Tensor | None = None
-    own_tokens: int = 0
-    held_out_tokens: int = 0
+class Moments:
+    """Sums over some tokens, divided by their number when they are finished.
 
-    def add(self, inputs: torch.Tensor, cut: int) -> None:
-        """Rows before `cut` belong to the calibration, the rest are held out."""
-        size = inputs.shape[1]
-        own, apart = inputs[:cut], inputs[cut:]
-        if len(own):
-            self.own = self._update(self.own, own, size)
-            self.own_tokens += len(own)
-        if len(apart):
-            self.held_out = self._update(self.held_out, apart, size)
-            self.held_out_tokens += len(apart)
+    `hessian` float32 (columns, columns) is x x^T. `drift` is (x' - x) x^T, (columns, columns), or where `writes`
+    t x^T, (rows, columns); None when matrices are fitted to their own outputs. By matrix name, `outputs` has |W x'|^2
+    and `misses` |t|^2.
+    """
 
-    @staticmethod
-    def _update(total: torch.Tensor | None, part: torch.Tensor, size: int) -> torch.Tensor:
-        if total is None:
-            total = part.new_zeros(size, size, dtype=torch.float32)
-        hessian_update(total, part, 1.0)
-        return total
+    tokens: int = 0
+    hessian: torch.Tensor | None = None
+    drift: torch.Tensor | None = None
+    writes: bool = False
+    outputs: dict[str, float] = field(default_factory=dict)
+    misses: dict[str, float] = field(default_factory=dict)
 
-    def finished(self) -> SharedInput:
-        assert self.own is not None
-        if not bool(torch.isfinite(self.own.diagonal()).all()):
-            raise BoundError(f"activations into `{self.matrices[0].name}` are not finite", hint="try `--dtype f32`")
-        apart = None if self.held_out is None else self.held_out.div_(self.held_out_tokens)
-        return SharedInput(self.matrices, self.own.div_(self.own_tokens), apart, self.own_tokens)
+    def finish(self) -> None:
+        """From sums to means."""
+        assert self.hessian is not None
+        # an expert may have seen none
+        count = max(self.tokens, 1)
+        self.hessian.div_(count)
+        if self.drift is not None:
+            self.drift.div_(count)
+        for found in (self.outputs, self.misses):
+            for name in found:
+                found[name] /= count
 
 
-def gather(layer: Layer, matrices: Sequence[Matrix], samples: int) -> list[SharedInput]:
-    """Run a layer's batches and sum the Hessians; the first `samples` token rows are the calibration's.
+@dataclass(slots=True)
+class SharedInput:
+    """Matrices fed by one tensor, and what they met on the calibration's rows and on held-out ones (None: no such)."""
 
+    matrices: tuple[Matrix, ...]
+    own: Moments
+    held_out: Moments | None = None
+
+
+def error(moments: Moments | None, matrix: Matrix, weight: torch.Tensor, result: torch.Tensor) -> float | None:
+    """|t - (Q - W) x|^2 / |W x'|^2: how far a compressed matrix Q is from what the dense model has in its place.
+
+    `weight` and `result` float32 (rows, columns). Without a drift both streams are one: |W x - Q x|^2 / |W x|^2. None
+    where there was nothing to compare.
+    """
+    if moments is None or moments.hessian is None or not moments.tokens:
+        return None
+    if moments.drift is None:
+        return relative_error(weight, result, moments.hessian)
+    whole = moments.outputs[matrix.name]
+    moved = result - weight
+    drift = moments.drift if moments.writes else weight @ moments.drift
+    met = float((drift * moved).sum(dtype=torch.float64))
+    left = moments.misses[matrix.name] - 2 * met + quadratic(moved, moments.hessian)
+    return max(left, 0.0) / whole if whole > 0 else None
+
+
+def gather(
+    layer: Layer,
+    groups: Sequence[tuple[Matrix, ...]],
+    *,
+    dense: bool,
+    writers: Sequence[str] = (),
+    weights: Mapping[str, torch.Tensor] | None = None,
+    look_ahead: bool = False,
+) -> list[SharedInput]:
+    """Run a layer's batches and sum the moments of some groups of matrices, each group fed by one tensor.
+
+    With `dense` the drift is taken, but for experts, who are given other tokens in either stream; `weights` then has
+    the dense weights, (rows, columns) by name, of matrices that the compressed stream runs with others already.
     Raises BoundError naming a matrix whose inputs are not finite.
     """
-    wanted = {matrix.local: matrix for matrix in matrices}
-    sums: dict[str, _Sum] = {}
-    for batch in layer.inputs():
-        leaders: dict[int, str] = {}
-        inside = max(0, min(samples, batch.rows.stop) - batch.rows.start)
-        for path, matrix in wanted.items():
-            inputs = batch.inputs[path]["compressed"]
-            leader = leaders.setdefault(id(inputs), path)
-            shared = sums.setdefault(leader, _Sum())
-            if matrix not in shared.matrices:
-                shared.matrices.append(matrix)
-            if leader == path:
-                length = inputs.shape[0] // (batch.rows.stop - batch.rows.start)
-                shared.add(inputs, inside * length)
-    return [shared.finished() for shared in sums.values()]
+    found = [SharedInput(group, Moments()) for group in groups]
+    paths = [matrix.local for group in groups for matrix in group]
+    dense = dense and not all(group[0].expert for group in groups)
+    for batch in layer.meet(paths, dense=dense, writers=writers if dense else (), look_ahead=look_ahead):
+        for shared in found:
+            if shared.matrices[0].local not in batch.seen:
+                continue
+            moments = shared.own
+            if batch.held_out:
+                moments = shared.held_out = shared.held_out or Moments()
+            _add(moments, shared.matrices, batch, dense and not shared.matrices[0].expert, weights or {})
+    for shared in found:
+        if shared.own.hessian is None:
+            continue
+        if not bool(torch.isfinite(shared.own.hessian.diagonal()).all()):
+            raise BoundError(f"activations into `{shared.matrices[0].name}` are not finite", hint="try `--dtype f32`")
+        shared.own.finish()
+        if shared.held_out is not None:
+            shared.held_out.finish()
+    return found
+
+
+def _add(
+    moments: Moments, matrices: Sequence[Matrix], batch: Batch, dense: bool, weights: Mapping[str, torch.Tensor]
+) -> None:
+    first = batch.seen[matrices[0].local]
+    inputs = first["compressed"].inputs
+    size = inputs.shape[1]
+    moments.tokens += len(inputs)
+    if moments.hessian is None:
+        moments.hessian = inputs.new_zeros(size, size, dtype=torch.float32)
+    hessian_update(moments.hessian, inputs, 1.0)
+    if not dense:
+        return
+    miss = None
+    for matrix in matrices:
+        met = batch.seen[matrix.local]
+        ours = met["compressed"].outputs
+        if matrix.name in weights:
+            ours = inputs @ weights[matrix.name].to(inputs.dtype).t()
+        miss = met["dense"].outputs.float() - ours.float()
+        if matrix.local in batch.gaps:
+            miss += batch.gaps[matrix.local]
+        output = met["dense"].outputs.float()
+        bias = met["dense"].bias
+        if bias is not None:
+            output = output - bias.float()
+            if matrix.name in weights:
+                miss -= bias.float()
+        for sums, tensor in ((moments.outputs, output), (moments.misses, miss)):
+            sums[matrix.name] = sums.get(matrix.name, 0.0) + float(tensor.square().sum(dtype=torch.float64))
+    assert miss is not None
+    moments.writes = len(matrices) == 1 and matrices[0].local in batch.gaps
+    drifted = miss if moments.writes else first["dense"].inputs - inputs
+    if moments.drift is None:
+        moments.drift = inputs.new_zeros(drifted.shape[1], size, dtype=torch.float32)
+    cross_update(moments.drift, drifted.to(inputs.dtype), inputs, 1.0)

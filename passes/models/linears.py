@@ -33,7 +33,13 @@ class Slot(Protocol):
     def bias(self) -> torch.Tensor | None: ...
 
     def put(self, weight: torch.Tensor) -> None:
-        """Use this weight from now on; nothing is copied where device and dtype are the module's already."""
+        """Run with this weight from now on; it is made the module's in device and dtype."""
+
+    def reset(self) -> None:
+        """Run with the weight that was there before any was put."""
+
+    def use(self, *, original: bool) -> None:
+        """Run with the weight that was there before, for a time, or again with the one that was put."""
 
 
 class Linear:
@@ -43,6 +49,7 @@ class Linear:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self._original, self._put = self.weight, self.weight
 
     @property
     def weight(self) -> torch.Tensor:
@@ -57,9 +64,17 @@ class Linear:
         return bias
 
     def put(self, weight: torch.Tensor) -> None:
-        held = self.weight
+        held = self._original
         assert weight.shape == held.shape
-        self.module.weight = nn.Parameter(weight.to(held.device, held.dtype), requires_grad=False)
+        self._put = nn.Parameter(weight.to(held.device, held.dtype), requires_grad=False)
+        self.use(original=False)
+
+    def reset(self) -> None:
+        self._put = self._original
+        self.use(original=True)
+
+    def use(self, *, original: bool) -> None:
+        self.module.weight = self._original if original else self._put
 
     @contextmanager
     def watched(self, path: str, note: Note) -> Iterator[None]:
@@ -78,14 +93,14 @@ class Linear:
 
 
 class Fused:
-    """A tensor (experts, ...) of all experts' matrices, as the file has it, and its twin that new weights go to.
+    """A tensor (experts, ...) of all experts' matrices, as it was, and its twin, which new weights go to.
 
-    The model runs with either: with the one that the last weight put is of.
+    The model runs with one of the two, so that all experts of a layer change sides at once.
     """
 
     def __init__(self, module: nn.Module, leaf: str, transposed: bool) -> None:
         self.module, self.leaf, self.transposed = module, leaf, transposed
-        self._stored = self.used
+        self._original = self.used
         self._twin: torch.Tensor | None = None
 
     @property
@@ -96,15 +111,15 @@ class Fused:
     def biases(self) -> torch.Tensor | None:
         return self.module._parameters.get(f"{self.leaf}_bias")
 
-    def put(self, share: Callable[[torch.Tensor], torch.Tensor], weight: torch.Tensor) -> None:
-        """Run with `weight` as an expert's share; a share of one of the two tensors stands for that tensor."""
-        tensor = self._stored
-        if share(tensor).data_ptr() != weight.data_ptr():
-            if self._twin is None:
-                self._twin = self._stored.clone()
-            tensor = self._twin
-            if share(tensor).data_ptr() != weight.data_ptr():
-                share(tensor).copy_(weight)
+    def put(self, share: Callable[[torch.Tensor], torch.Tensor], weight: torch.Tensor | None) -> None:
+        """Run with `weight` as an expert's share, or with the original one."""
+        if self._twin is None:
+            self._twin = self._original.clone()
+        share(self._twin).copy_(share(self._original) if weight is None else weight)
+        self.use(original=False)
+
+    def use(self, *, original: bool) -> None:
+        tensor = self._original if original or self._twin is None else self._twin
         if tensor.data_ptr() != self.used.data_ptr():
             self.module._parameters[self.leaf] = nn.Parameter(tensor, requires_grad=False)
 
@@ -137,6 +152,12 @@ class Expert:
     def put(self, weight: torch.Tensor) -> None:
         assert weight.shape == self.weight.shape
         self.fused.put(self._share, weight)
+
+    def reset(self) -> None:
+        self.fused.put(self._share, None)
+
+    def use(self, *, original: bool) -> None:
+        self.fused.use(original=original)
 
 
 @contextmanager

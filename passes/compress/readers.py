@@ -49,17 +49,17 @@ def refuse(
         )
     apart = [matrix for matrix in experts if matrix.part is None]
     named = {matrix.module: f"{matrix.bits} bits" for matrix in apart}
-    named.update((module, "left as it is") for module in left if family.is_expert(module))
-    odd = [module for module, said in named.items() if said != next(iter(named.values()))]
-    if odd:
-        one = next(iter(named))
+    named.update((module, "left as it is") for module in left if family.experts_of(module) == "one")
+    one, said = next(iter(named.items()), ("", ""))
+    odd = next((module for module in named if named[module] != said), None)
+    if odd is not None:
         raise InputError(
-            f"plain transformers reads all packed experts alike: `{one}` is {named[one]}, `{odd[0]}` {named[odd[0]]}",
+            f"plain transformers reads all packed experts alike: `{one}` is {said}, `{odd}` {named[odd]}",
             hint="let `--skip`, `--bits-for` and `--bits` treat experts as one, or use `--format dense`",
         )
-    if any(said != f"{apart[0].bits} bits" or not apart[0].quantised for said in named.values()) if apart else named:
+    if one and not (apart and apart[0].quantised):
         raise InputError(
-            f"plain transformers cannot read `{next(iter(named))}` in 16 bits beside packed matrices",
+            f"plain transformers cannot read `{one}` in 16 bits beside packed matrices",
             hint="compress the experts too, or use `--format dense`",
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from rewright.passes.errors import InputError
 
@@ -114,13 +114,15 @@ class Family:
         """Whether matrices are stored (inputs, outputs): those in the experts' `fused` tensors, or the others."""
         return self.experts is not None and self.experts.transposed if fused else self.transposed
 
-    def is_expert(self, stored: str) -> bool:
-        """Whether a stored tensor or module is of a layer's experts, by its name."""
+    def experts_of(self, stored: str) -> Literal["one", "all"] | None:
+        """Whether a stored tensor or module is of one of a layer's experts, or of all, by its name."""
         layer = self.layer_of(stored)
         if layer is None or self.experts is None:
-            return False
+            return None
         local = stored.split(f".{layer}.", 1)[1].removesuffix(".weight")
-        return local in self.experts.fused or self.experts.expert_of(local) is not None
+        if local in self.experts.fused:
+            return "all"
+        return None if self.experts.expert_of(local) is None else "one"
 
     def matrix_of(self, stored: str, config: Mapping[str, Any]) -> int | None:
         """The layer whose matrix a stored tensor is; None for anything that the model does not build as one.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from rewright.passes.models.families import FAMILIES
 from tests.passes.forks import Forks
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -84,6 +85,9 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("qwen3_moe", {**_QWEN3_MOE, "num_hidden_layers": 3, "mlp_only_layers": [1]}),
     "gpt_oss": ("gpt_oss", _GPT_OSS),
 }
+# those that plain transformers runs packed, and those of them that hold experts
+PACKED = [name for name in TINY if FAMILIES[TINY[name][0]].matrix_class == "Linear" and name != "gpt_oss"]
+EXPERTS = ["mixtral", "qwen3_moe"]
 
 
 def make(name: str, folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from rewright.formats.checkpoint import Checkpoint
 from rewright.passes.errors import InputError
 from rewright.passes.loading import Assembly, load
-from rewright.passes.models.families import FAMILIES, family_of
-from rewright.passes.walk import Walk, is_linear
+from rewright.passes.models.families import family_of
+from rewright.passes.walk import Walk
 from tests.passes.conftest import STORIES, TINY
 
 CPU = torch.device("cpu")
@@ -54,17 +54,30 @@ def test_walk_equals_transformers(name: str, tiny: Callable[[str], Path]) -> Non
 
 @pytest.mark.parametrize("name", TINY)
 def test_families_know_their_matrices(name: str, tiny: Callable[[str], Path]) -> None:
-    assembly = Assembly(Checkpoint.open(tiny(name)), torch.float32, CPU)
-    built = {path for path, module in assembly.layers[0].named_modules() if is_linear(module)}
-    assert set(FAMILIES[TINY[name][0]].linears) == built
+    """What a running model has is what the file's names say, layer by layer, and both have one shape."""
+    source = Checkpoint.open(tiny(name))
+    family = family_of(source.config)
+    stored: dict[tuple[int, str], tuple[int, ...]] = {}
+    for path, entry in source.entries.items():
+        index = family.matrix_of(path, source.config or {})
+        if index is not None:
+            local = path.split(f".{index}.", 1)[1].removesuffix(".weight")
+            parts = [""] if len(entry.shape) == 2 else [f"[{part}]" for part in range(entry.shape[0])]
+            stored.update({(index, local + part): tuple(entry.shape[-2:]) for part in parts})
+    running = {
+        (layer.index, path): tuple(slot.weight.shape)
+        for layer in Walk(Assembly(source, torch.float32, CPU), rows(1))
+        for path, slot in layer.linears.items()
+    }
+    assert running == stored
 
 
 def test_other_families_are_refused_where_tensors_are_missing(tiny_copy: Callable[[str], Path]) -> None:
     """Plain transformers would fill them with random numbers, with a word on stderr."""
     folder = tiny_copy("llama")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "phi3", "pad_token_id": 0}))
-    with pytest.raises(InputError, match=r"`model.layers.0.mlp.gate_up_proj.weight` is missing"):
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "olmo2"}))
+    with pytest.raises(InputError, match=r"`model.layers.0.post_feedforward_layernorm.weight` is missing"):
         load(folder)
 
 
@@ -88,20 +101,22 @@ def test_inputs_of_a_layer_are_what_its_matrices_get(tiny: Callable[[str], Path]
     walk = Walk(Assembly(Checkpoint.open(tiny("llama")), torch.float32, CPU), tokens)
     for layer in walk:
         if layer.index == 1:
-            (batch,) = list(layer.inputs())
-            for path, streams in batch.inputs.items():
-                assert torch.equal(streams["compressed"], seen[path].flatten(0, 1))
-            assert batch.inputs["self_attn.q_proj"]["compressed"] is batch.inputs["self_attn.v_proj"]["compressed"]
+            (batch,) = list(layer.meet(list(layer.linears), dense=False))
+            for path, streams in batch.seen.items():
+                assert torch.equal(streams["compressed"].inputs, seen[path].flatten(0, 1))
+            one, other = (batch.seen[f"self_attn.{part}_proj"]["compressed"].inputs for part in "qv")
+            assert one is other
 
 
 def test_two_streams_part_where_weights_are_replaced(tiny: Callable[[str], Path]) -> None:
     """The dense stream goes on with stored weights, the compressed one with the caller's."""
     tokens, source = rows(), Checkpoint.open(tiny("qwen3"))
-    walk = Walk(Assembly(source, torch.float32, CPU), tokens, streams=("dense", "compressed"))
+    walk = Walk(Assembly(source, torch.float32, CPU), tokens, dense_from=0)
     for layer in walk:
         if layer.index == 0:
-            for batch in layer.inputs():
-                assert torch.equal(batch.inputs["mlp.up_proj"]["dense"], batch.inputs["mlp.up_proj"]["compressed"])
+            for batch in layer.meet(["mlp.up_proj"], dense=True):
+                met = batch.seen["mlp.up_proj"]
+                assert torch.equal(met["dense"].inputs, met["compressed"].inputs)
         layer.replace("mlp.down_proj", torch.zeros_like(layer.weight("mlp.down_proj")))
     everything = slice(0, len(tokens))
     assert torch.equal(walk.logits("dense", everything), oracle(tiny("qwen3"), tokens))
@@ -187,10 +202,17 @@ def test_unknown_family_is_refused_though_its_names_look_known(tiny_copy: Callab
     config = json.loads((folder / "config.json").read_text())
     with pytest.raises(InputError, match="`nemesis`") as caught:
         family_of({**config, "model_type": "nemesis"})
-    assert "`gemma2`, `gpt2`, `gpt_neox`, `llama`" in str(caught.value.hint)
+    assert "`gemma3_text`, `gpt2`, `gpt_neox`, `gpt_oss`, `llama`" in str(caught.value.hint)
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "nemesis"}))
     with pytest.raises(InputError, match="`nemesis`"):
         load(folder)
+
+
+def test_relatives_of_known_families_are_refused() -> None:
+    """Gemma 3n has layers without keys of their own, and its names are Gemma 3's; a picture model nests its text."""
+    for model_type in ("gemma3n_text", "gemma3", "qwen2_moe", "phimoe", "llama4_text"):
+        with pytest.raises(InputError, match=f"`{model_type}` is not one whose layers are known"):
+            family_of({"model_type": model_type, "text_config": {"model_type": "gemma3_text"}})
 
 
 def test_tokenizer_is_none_where_there_is_none(tiny_copy: Callable[[str], Path]) -> None:

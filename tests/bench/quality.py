@@ -1,137 +1,216 @@
-"""Perplexity after `compress`, method by method: `python -m tests.bench.quality MODEL... --out docs/results`.
+"""Perplexity after `compress`, recipe by recipe: `python -m tests.bench.quality MODEL... --out docs/results`.
 
-Every run calibrates on tests/data/tinystories.txt (128 sequences of 256 tokens, groups of 32) and is scored on
-tests/data/tinystories_heldout.txt by the one protocol of `rewright eval`.
+Every run calibrates on stories of tests/data/tinystories.txt (128 sequences of 256 tokens, groups of 32 unless said
+otherwise) and is scored by the one protocol of `rewright eval` on the 75 stories of tests/data/tinystories_heldout.txt,
+on which choices were made, on 75 other stories, on which none was, and on whatever `--text NAME=FILE` adds. Runs that
+the results already hold are not done again, so that a study may be done in parts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rewright.passes.calibration import read_documents
 from rewright.passes.context import RunOptions, Silent
 from rewright.passes.evaluate import evaluate
+from rewright.passes.inputs import Inputs
 from rewright.passes.pipeline import Run, execute
 from rewright.passes.recipe import make
 from tests.bench.harness import machine
+from tests.bench.quality_page import page
 
 DATA = Path(__file__).resolve().parent.parent / "data"
+# Every so many stories one is kept from calibration, for the text that no choice was made on.
+APART = 29
+STORIES = 75
+# Of a text that comes in lines, the first of those that fill a window.
+LINES, LINE_CHARACTERS = 150, 600
 
-# heading -> what is asked for; method -> its options
-SETTINGS: dict[str, dict[str, Any]] = {
-    "W4": {"bits": 4},
-    "25 %": {"bits": 16, "sparsity": 0.25},
-    "50 %": {"bits": 16, "sparsity": 0.5},
-    "W4 + 25 %": {"bits": 4, "sparsity": 0.25},
-    "W4 + 50 %": {"bits": 4, "sparsity": 0.5},
+PLAIN: dict[str, Any] = {"target": "own", "mask": "sweep", "refine": 0}
+ZEROS: dict[str, dict[str, Any]] = {
+    "": {},
+    "25 %": {"sparsity": 0.25},
+    "50 %": {"sparsity": 0.5},
+    "16:32": {"pattern": "16:32"},
+    "2:4": {"pattern": "2:4"},
 }
-METHODS: dict[str, dict[str, Any]] = {
-    "rounding (magnitude, RTN)": {"method": "rtn"},
-    "Wanda, RTN": {"method": "wanda"},
-    "second order (GPTQ, SparseGPT, joint)": {"method": "gptq"},
-}
 
 
-def cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(setting, method, options): Wanda only where something is pruned."""
-    for setting, asked in SETTINGS.items():
-        for method, how in METHODS.items():
-            if how["method"] != "wanda" or "sparsity" in asked:
-                yield setting, method, {**asked, **how}
+@dataclass(frozen=True)
+class Recipe:
+    """Stages of options, to which a setting adds its bits and zeros; where it makes sense, and how it is drawn."""
+
+    name: str
+    stages: tuple[dict[str, Any], ...]
+    prunes: bool = False
+    quantises: bool = False
+    seeded: bool = True
+    unstructured: bool = False
+
+    def fits(self, bits: int, zeros: str) -> bool:
+        """Whether this recipe can make a setting, and is not another recipe there."""
+        if self.unstructured and (":" in zeros or not zeros):
+            return False
+        return (bool(zeros) or not self.prunes) and (bits < 16 or not self.quantises) and (bits < 16 or bool(zeros))
 
 
-def measure(model: Path, options: dict[str, Any], seed: int, threads: int) -> dict[str, Any]:
+RECIPES = (
+    Recipe("RTN (magnitude)", ({"method": "rtn", "clip": "mse"},), seeded=False),
+    Recipe("Wanda, RTN", ({"method": "wanda", "clip": "mse"},), prunes=True),
+    Recipe("sweep (GPTQ, SparseGPT, joint)", (PLAIN,)),
+    Recipe("SparseGPT, then GPTQ on the zeros too", ({"zeros": True, **PLAIN}, {"bits": True, **PLAIN}), True, True),
+    Recipe(
+        "SparseGPT, then GPTQ that keeps them",
+        ({"zeros": True, **PLAIN}, {"bits": True, **PLAIN, "mask": "keep"}),
+        True,
+        True,
+    ),
+    Recipe("sweep + refine", ({**PLAIN, "refine": 3},)),
+    Recipe("sweep to the dense target", ({**PLAIN, "target": "dense"},)),
+    Recipe("default", ({},)),
+    Recipe("default, budget", ({"budget": "measured"},), unstructured=True),
+    Recipe("default, tune", ({"tune": 100},)),
+    Recipe("default, budget, tune", ({"budget": "measured", "tune": 100},), unstructured=True),
+    Recipe("default, tune, polish", ({"tune": 100, "polish": 80},)),
+    Recipe("default, budget, tune, polish", ({"budget": "measured", "tune": 100, "polish": 80},), unstructured=True),
+)
+
+
+def setting(bits: int, zeros: str) -> str:
+    return " + ".join(part for part in (f"W{bits}" if bits < 16 else "", zeros) if part)
+
+
+def cases() -> Iterator[tuple[str, Recipe, list[dict[str, Any]]]]:
+    """(setting, recipe, options by stage)."""
+    for bits in (16, 8, 4, 3):
+        for zeros, asked in ZEROS.items():
+            for recipe in RECIPES:
+                if recipe.fits(bits, zeros):
+                    yield setting(bits, zeros), recipe, [_options(stage, bits, asked) for stage in recipe.stages]
+
+
+def _options(stage: dict[str, Any], bits: int, zeros: dict[str, Any]) -> dict[str, Any]:
+    """A stage's options: all that the setting asks for, or the part that the stage names."""
+    own = {key: value for key, value in stage.items() if key not in ("zeros", "bits")}
+    if "zeros" in stage:
+        return {"bits": 16, **zeros, **own}
+    return {"bits": bits, **({} if "bits" in stage else zeros), **own}
+
+
+class Texts:
+    """The calibration text and the texts to score on, as files in a folder."""
+
+    def __init__(self, folder: Path, others: dict[str, Path]) -> None:
+        stories = self._documents(DATA / "tinystories.txt")
+        apart = stories[APART // 2 :: APART][:STORIES]
+        self.calibration = self._write(folder / "calibration.jsonl", [one for one in stories if one not in set(apart)])
+        self.scored = {
+            "stories": DATA / "tinystories_heldout.txt",
+            "other stories": self._write(folder / "other.jsonl", apart),
+        }
+        for name, path in others.items():
+            lines = [line.strip() for line in path.read_text().splitlines() if len(line) > LINE_CHARACTERS]
+            self.scored[name] = self._write(folder / f"{name}.jsonl", lines[:LINES])
+
+    @staticmethod
+    def _documents(path: Path) -> list[str]:
+        return read_documents(path, Inputs())
+
+    @staticmethod
+    def _write(path: Path, documents: list[str]) -> Path:
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+        return path
+
+    def score(self, model: Path, threads: int) -> dict[str, float]:
+        return {
+            name: evaluate(model, text=text, threads=threads, per_document="first")["perplexity"]
+            for name, text in self.scored.items()
+        }
+
+
+def measure(model: Path, texts: Texts, stages: list[dict[str, Any]], seed: int, given: argparse.Namespace) -> Any:
     """Compress and score once."""
-    plain = {
-        "group-size": 32,
-        "samples": 128,
+    common = {
+        "group-size": given.group_size,
+        "samples": given.samples,
         "sequence-length": 256,
-        "calibration-text": [str(DATA / "tinystories.txt")],
-        **options,
+        "calibration-text": [str(texts.calibration)],
     }
+    made = tuple(
+        make(number, "compress", {**common, "format": "dense" if number < len(stages) else "pack-quantized", **stage})
+        for number, stage in enumerate(stages, 1)
+    )
     with tempfile.TemporaryDirectory() as folder:
-        stage = make(1, "compress", plain)
-        run = Run(model, Path(folder) / "out", (stage,), RunOptions(seed=seed, threads=threads))
+        out = Path(folder) / "out"
         started = time.process_time()
-        document = execute(run, Silent())
+        document = execute(Run(model, out, made, RunOptions(seed=seed, threads=given.threads)), Silent())
         seconds = time.process_time() - started
-        score = evaluate(Path(folder) / "out", text=DATA / "tinystories_heldout.txt", threads=threads)
-    metrics = document["stages"][0]["metrics"]
-    return {
-        "perplexity": score["perplexity"],
-        "error_held_out": metrics["error_held_out"],
-        "bits_per_weight": metrics["bits_per_weight"],
-        "sparsity": metrics["sparsity"],
-        "cpu_seconds": round(seconds, 1),
-    }
+        perplexity = texts.score(out, given.threads)
+    metrics = document["stages"][-1]["metrics"]
+    wanted = ("layer_error_held_out", "error_held_out", "bits_per_weight", "sparsity")
+    return {"perplexity": perplexity, **{key: metrics[key] for key in wanted}, "cpu_seconds": round(seconds, 1)}
 
 
-def table(results: dict[str, Any]) -> str:
-    """The results as Markdown, a table for each model."""
-    lines = ["# What `compress` costs in perplexity", "", results["about"], ""]
-    for name, found in results["models"].items():
-        lines += [f"## {name}", "", f"Dense: {found['dense']:.3f}", "", f"| method | {' | '.join(SETTINGS)} |"]
-        lines += ["|---" * (len(SETTINGS) + 1) + "|"]
-        for method in METHODS:
-            cells = [_cell(found["runs"], setting, method) for setting in SETTINGS]
-            lines.append(f"| {method} | {' | '.join(cells)} |")
-        lines.append("")
-    lines += [f"Command: `{results['command']}`", "", f"Machine: {_said(results['machine'])}", ""]
-    return "\n".join(lines)
-
-
-def _said(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items())
-
-
-def _cell(runs: list[dict[str, Any]], setting: str, method: str) -> str:
-    values = [run["perplexity"] for run in runs if (run["setting"], run["method"]) == (setting, method)]
-    if not values:
-        return "-"
-    middle = sorted(values)[len(values) // 2]
-    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
-    return f"{middle:.2f}{spread}"
+def load(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {"models": {}}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, help="folder for compress.json and compress.md")
+    parser.add_argument("--out", type=Path, required=True, help="folder for compress.json and compress.md")
+    parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE", help="another text to score on")
+    parser.add_argument("--settings", default=".", help="those that this regular expression matches whole")
+    parser.add_argument("--recipes", default=".*", help="those that this regular expression matches whole")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--group-size", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(argv)
-    found: dict[str, Any] = {}
-    for model in given.models:
-        dense = evaluate(model, text=DATA / "tinystories_heldout.txt", threads=given.threads)["perplexity"]
-        runs: list[dict[str, Any]] = []
-        for setting, method, options in cases():
-            for seed in range(given.seeds if options["method"] != "rtn" else 1):
-                result = measure(model, options, seed, given.threads)
-                runs.append({"setting": setting, "method": method, "seed": seed, **result})
-                print(model.name, setting, method, seed, f"{result['perplexity']:.3f}", file=sys.stderr, flush=True)
-        found[model.name] = {"dense": dense, "runs": runs}
-    names = [model.name for model in given.models]
-    results = {
-        "about": (
-            "Perplexity on the 75 held-out stories, the first 256 tokens of each; groups of 32, 16-bit scales, "
-            f"calibration on 128 sequences of 256 tokens; {given.seeds} seed(s), the median, and the range in brackets."
-        ),
-        "command": f"python -m tests.bench.quality {' '.join(names)} --seeds {given.seeds} --out docs/results",
-        "machine": {**machine("cpu"), "transformers": version("transformers"), "threads": given.threads},
-        "models": found,
-    }
-    if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "compress.json").write_text(json.dumps(results, indent=1) + "\n")
-        (given.out / "compress.md").write_text(table(results))
-    print(table(results))
+    given.out.mkdir(parents=True, exist_ok=True)
+    store = given.out / "compress.json"
+    with tempfile.TemporaryDirectory() as folder:
+        texts = Texts(Path(folder), {name: Path(path) for name, _, path in (one.partition("=") for one in given.text)})
+        for model in given.models:
+            _study(model, texts, store, given)
+    results = load(store)
+    (given.out / "compress.md").write_text(page(results, [recipe.name for recipe in RECIPES]))
+
+
+def _study(model: Path, texts: Texts, store: Path, given: argparse.Namespace) -> None:
+    """Every case of a model that is asked for and not there yet; each is on record when it is done."""
+    for name, recipe, stages in cases():
+        if not re.fullmatch(given.settings if given.settings != "." else ".*", name):
+            continue
+        if not re.fullmatch(given.recipes, recipe.name):
+            continue
+        for seed in range(given.seeds if recipe.seeded else 1):
+            results = load(store)
+            found = results["models"].setdefault(model.name, {"runs": []})
+            key = {"setting": name, "recipe": recipe.name, "seed": seed}
+            if any(all(run[part] == value for part, value in key.items()) for run in found["runs"]):
+                continue
+            found.setdefault("dense", texts.score(model, given.threads))
+            found.update(group_size=given.group_size, samples=given.samples)
+            try:
+                made = measure(model, texts, stages, seed, given)
+            except Exception as error:
+                # a width that a pattern does not divide, say: the table shows it
+                made = {"refused": str(error)}
+            found["runs"].append({**key, **made})
+            results["machine"] = {**machine("cpu"), "transformers": version("transformers"), "threads": given.threads}
+            store.write_text(json.dumps(results, indent=1) + "\n")
+            print(model.name, name, recipe.name, seed, made.get("perplexity", made), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -138,9 +138,8 @@ def draw_up(options: CompressOptions, layout: Layout) -> Plan:
     skipped: list[str] = []
     for name, (dtype, shape) in layout.tensors.items():
         layer = family.matrix_of(name, layout.config)
-        expert = family.is_expert(name)
-        # a tensor without the suffix has all experts' matrices in it
-        fused = expert and not name.endswith(".weight")
+        experts = family.experts_of(name)
+        fused = experts == "all"
         if layer is None or len(shape) != (3 if fused else 2):
             continue
         written = names[name] or name
@@ -154,7 +153,7 @@ def draw_up(options: CompressOptions, layout: Layout) -> Plan:
         rows, columns = shape[:-3:-1] if turned else shape[-2:]
         group = fit_group(columns, options.group_size.columns)
         bits, sparsity = words.bits(module), words.sparsity(module)
-        matrix = Matrix(name, written, layer, rows, columns, dtype, group, turned, bits, sparsity, expert)
+        matrix = Matrix(name, written, layer, rows, columns, dtype, group, turned, bits, sparsity, experts is not None)
         _check_pattern(matrix, options)
         matrices += [matrix.at(part) for part in range(shape[0])] if fused else [matrix]
     words.check()

@@ -237,9 +237,12 @@ def family_of(config: Mapping[str, Any] | None) -> Family:
         raise InputError("no `config.json`", hint="a pass over layers needs the whole checkpoint directory")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(
-            f"model type `{model_type}` is not one whose layers are known", hint=f"known: {listed(FAMILIES)}"
-        )
+        text = config.get("text_config")
+        inner = text.get("model_type") if isinstance(text, Mapping) else None
+        hint = f"known: {listed(FAMILIES)}"
+        if isinstance(inner, str) and inner in FAMILIES:
+            hint = f"its text model is a `{inner}`, which is known: make that a checkpoint of its own"
+        raise InputError(f"model type `{model_type}` is not one whose layers are known", hint=hint)
     return FAMILIES[model_type]
 
 

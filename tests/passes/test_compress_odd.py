@@ -20,6 +20,7 @@ from rewright.passes.loading import load
 from rewright.passes.models.families import FAMILIES
 from rewright.passes.pipeline import Run, execute
 from rewright.passes.recipe import make as make_stage
+from rewright.passes.summary import summary
 from tests.passes.compressing import QUICK, change, compress, logits, plain, plan_words, report
 from tests.passes.conftest import PACKED, TINY, make
 
@@ -94,11 +95,59 @@ def test_fp8_is_refused(tiny_copy: Callable[[str], Path], text: Path, tmp_path: 
     save_file(tensors, src / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=f"`{name}` is fp8"):
         compress(src, tmp_path / "out", text)
+    with pytest.raises(InputError, match=f"`{name}` is fp8"):
+        compress(src, tmp_path / "out", method="rtn")
+    change(src, lambda held: held.update({name + "_scale_inv": torch.ones(1, 1)}))
+    with pytest.raises(Refusal, match="fp8"):
+        compress(src, tmp_path / "out", text)
     config = json.loads((src / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8"}
     (src / "config.json").write_text(json.dumps(config))
     with pytest.raises(Refusal, match="fp8"):
         compress(src, tmp_path / "out", text)
+    assert not (tmp_path / "out").exists()
+
+
+def test_mixed_files_keep_the_bytes_of_what_is_not_touched(
+    tiny_copy: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    """A bfloat16 model with float32 norms: no cast of the whole file."""
+
+    def mix(tensors: dict[str, torch.Tensor]) -> None:
+        for stored, tensor in tensors.items():
+            tensors[stored] = tensor + 1e-6 if "norm" in stored else tensor.bfloat16()
+
+    src = change(tiny_copy("llama"), mix)
+    compress(src, tmp_path / "out", text)
+    before, after = (load_file(folder / "model.safetensors") for folder in (src, tmp_path / "out"))
+    kept = [stored for stored in before if stored in after]
+    assert {after[stored].dtype for stored in kept} == {torch.float32, torch.bfloat16}
+    for stored in kept:
+        assert after[stored].dtype == before[stored].dtype
+        assert torch.equal(after[stored], before[stored])
+    assert torch.isfinite(plain(tmp_path / "out", dtype=torch.bfloat16)).all()
+
+
+def test_the_stated_scheme_is_the_smallest_and_what_is_added_is_read_past(
+    tiny: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    """Readers of some versions forbid what others write: the status is there, and nothing beyond need."""
+    compress(tiny("llama"), tmp_path / "out", text)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    stated = config["quantization_config"]
+    assert set(stated) == {"quant_method", "format", "quantization_status", "config_groups", "ignore"}
+    assert stated["quantization_status"] == "compressed"
+    for group in stated["config_groups"].values():
+        assert set(group) == {"targets", "weights"}
+        assert set(group["weights"]) == {"num_bits", "type", "symmetric", "strategy", "group_size", "dynamic"}
+    expected = plain(tmp_path / "out", dtype=torch.float32)
+    stated["x"] = 1
+    stated["config_groups"]["group_0"]["weights"]["y"] = None
+    (tmp_path / "out/config.json").write_text(json.dumps(config))
+    shown = summary(tmp_path / "out")
+    assert shown["quantization"]["schemes"][0]["bits"] == 4
+    assert not shown["warnings"]
+    assert torch.equal(logits(load(tmp_path / "out")[0]), expected)
 
 
 def test_columns_alike_and_rows_of_zeros(tiny_copy: Callable[[str], Path], text: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.passes.errors import InputError
 from rewright.passes.loading import Assembly, load
 from rewright.passes.models.families import FAMILIES, family_of
+from rewright.passes.summary import summary
 from rewright.passes.walk import Layer, Walk
 from tests.passes.compressing import compress, logits, plain, report
 from tests.passes.conftest import EXPERTS, PACKED, TINY, make
@@ -142,3 +143,50 @@ def test_what_is_left_dense_is_named_as_it_is_on_disk(tiny: Callable[[str], Path
     ignored = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["ignore"]
     left = [f"model.layers.{layer}.self_attn.{part}_proj" for layer in (0, 1) for part in "qkv"]
     assert set(ignored) == {"lm_head", "model.layers.1.self_attn.o_proj", *left}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_every_dense_matrix_of_a_layer_is_ignored_by_name(
+    name: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    compress(tiny(name), tmp_path / "out", method="rtn", skip=[r"\.0\..*(qkv|q_proj|query_key_value)"])
+    ignored = set(json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]["ignore"])
+    source = Checkpoint.open(tmp_path / "out")
+    family = family_of(source.config)
+    dense = {name for name, entry in source.entries.items() if name.endswith(".weight") and len(entry.shape) == 2}
+    layers = {name.removesuffix(".weight") for name in dense if family.layer_of(name) is not None}
+    assert layers
+    assert layers <= ignored
+    assert family.head.removesuffix(".weight") in ignored
+    assert not any(f"{module}.weight_packed" in source.entries for module in ignored)
+
+
+PICTURES = {
+    "text_config": {**TINY["gemma3"][1], "image_token_index": 500},
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "mm_tokens_per_image": 4,
+    "image_token_index": 500,
+}
+
+
+def test_models_of_pictures_are_refused_by_their_type(text: Path, tmp_path: Path) -> None:
+    """Their text model keeps its sizes in `text_config`, and its modules other names than on disk."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    src = tmp_path / "src"
+    Gemma3ForConditionalGeneration(Gemma3Config(**PICTURES)).save_pretrained(src)
+    for method, read in (("gptq", text), ("rtn", None)):
+        with pytest.raises(InputError, match="model type `gemma3` is not one") as caught:
+            compress(src, tmp_path / "out", read, method=method)
+        assert "`gemma3_text`" in str(caught.value.hint)
+        assert not (tmp_path / "out").exists()
+    assert torch.equal(logits(load(src)[0]), plain(src, dtype=torch.float32))
+    assert summary(src)["model_type"] == "gemma3"
+    assert summary(src)["embedding_rows"] == 512

@@ -81,10 +81,11 @@ def test_other_families_are_refused_where_tensors_are_missing(tiny_copy: Callabl
         load(folder)
 
 
-def test_windows_matter(tiny: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("name", [name for name, (_, settings) in TINY.items() if "sliding_window" in settings])
+def test_windows_matter(name: str, tiny: Callable[[str], Path]) -> None:
     """The sliding window of the tiny models is shorter than the rows: without it the logits differ."""
-    model, _ = load(tiny("mistral"))
-    wide = AutoModelForCausalLM.from_pretrained(tiny("mistral"), sliding_window=None, dtype=torch.float32)
+    model, _ = load(tiny(name))
+    wide = AutoModelForCausalLM.from_pretrained(tiny(name), sliding_window=64, dtype=torch.float32)
     with torch.no_grad():
         assert not torch.equal(model(input_ids=rows()).logits, wide(input_ids=rows()).logits)
 

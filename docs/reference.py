@@ -19,7 +19,7 @@ import typer.main
 from rewright.cli import environment, exits, root
 from rewright.cli.build import RUN_PANEL
 from rewright.passes.context import RunOptions
-from rewright.passes.models.families import FAMILIES
+from rewright.passes.models.families import FAMILIES, Family
 from rewright.passes.registry import SPECS
 from rewright.passes.spec import Field, Spec, fields_of
 
@@ -165,11 +165,21 @@ def error_types() -> str:
 
 def families() -> str:
     """The model types whose layers are known."""
-    rows = (
-        (f"`{name}`", f"`{family.layers}`", f"`{family.head}`", "dense only" if family.transposed else "packed, dense")
-        for name, family in sorted(FAMILIES.items())
-    )
-    return table(("`model_type`", "decoder layers", "head", "formats"), rows)
+    rows = ((f"`{name}`", *_family(family)) for name, family in sorted(FAMILIES.items()))
+    return table(("`model_type`", "decoder layers", "head", "experts in a file", "formats"), rows)
+
+
+def _family(family: Family) -> tuple[str, ...]:
+    """The cells of a family's row but for its name."""
+    experts, formats = "", "packed, dense"
+    if family.matrix_class != "Linear":
+        formats = "dense only"
+    if family.experts is not None and family.experts.parts:
+        part, tensor = family.experts.sources(family.experts.fused[0], 0)[0], family.experts.fused[0]
+        experts = f"`{part.replace('.0.', '.*.')}`, or `{tensor}`"
+    elif family.experts is not None:
+        experts, formats = f"`{family.experts.fused[0]}`", "packed but for experts, dense"
+    return f"`{family.layers}`", f"`{family.head}`", experts, formats
 
 
 def results() -> str:

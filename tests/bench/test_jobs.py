@@ -7,7 +7,15 @@ import importlib
 import pytest
 import torch
 
-from tests.bench import admm_step, clip_search, descend, harness, select
+from rewright.kernels.admm_step import admm_step
+from rewright.kernels.clip_search import clip_search
+from rewright.kernels.descend import descend
+from rewright.kernels.select import keep_of
+from tests.bench import admm_step as admm_step_bench
+from tests.bench import clip_search as clip_search_bench
+from tests.bench import descend as descend_bench
+from tests.bench import harness
+from tests.bench import select as select_bench
 from tests.kernels.conform import wanted
 
 
@@ -16,26 +24,26 @@ def test_the_peers_of_the_ops_that_choose_compute_the_same() -> None:
     weight, target, dual = torch.randn(3, 24, 37, generator=generator).unbind(0)
     keep = torch.rand(24, 37, generator=generator) > 0.5
     importance = torch.rand(24, generator=generator)
-    grid = clip_search.clip_search(
-        weight.t(), keep.t(), importance, bits=4, symmetric=True, shares=clip_search.SHARES, stored=torch.bfloat16
+    grid = clip_search(
+        weight.t(), keep.t(), importance, bits=4, symmetric=True, shares=clip_search_bench.SHARES, stored=torch.bfloat16
     )
-    assert torch.equal(clip_search.eager(weight, keep, importance, 4, clip_search.SHARES), grid.scale)
+    assert torch.equal(clip_search_bench.eager(weight, keep, importance, 4, clip_search_bench.SHARES), grid.scale)
 
     hessian = torch.randn(60, 24, generator=generator)
     hessian = hessian.t() @ hessian / 60
     given = weight.t(), target.t(), hessian, grid.scale
-    codes, value = descend.eager(*given, keep.t(), -8, 7)
-    descent = descend.descend(*given, keep=keep.t(), low=-8, high=7)
+    codes, value = descend_bench.eager(*given, keep.t(), -8, 7)
+    descent = descend(*given, keep=keep.t(), low=-8, high=7)
     assert torch.equal(codes, descent.codes)
     assert torch.equal(value, descent.dequantised)
 
     mine, theirs = dual.clone(), dual.clone()
-    rhs = admm_step.admm_step(target, weight, mine, keep)
-    assert torch.allclose(admm_step.eager(target, weight, theirs, keep), rhs, atol=1e-6)
+    rhs = admm_step(target, weight, mine, keep)
+    assert torch.allclose(admm_step_bench.eager(target, weight, theirs, keep), rhs, atol=1e-6)
     assert torch.allclose(theirs, mine, atol=1e-6)
 
     score = torch.rand(8, 24, generator=generator)
-    assert torch.equal(select.sorted_out(score, 5, 12), select.keep_of(score, 5, 12))
+    assert torch.equal(select_bench.sorted_out(score, 5, 12), keep_of(score, 5, 12))
 
 
 @pytest.mark.parametrize("op", ["cross_update", "select"])

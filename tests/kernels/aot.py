@@ -94,19 +94,20 @@ def _cross_variants() -> Iterator[Variant]:
     import triton.language as tl
 
     from rewright.kernels.cross_update import triton as op
+    from rewright.kernels.hessian_update import triton as tiles
 
     unit = {"total_column": 1, "left_column": 1, "right_column": 1}
     aligned = ("total_ptr", "left_ptr", "right_ptr", "total_row", "left_row", "right_row")
     for label, config, left, right, ones, divisible in (
-        ("wide bf16", op.WIDE, "bf16", "bf16", unit, aligned),
-        ("wide fp16", op.WIDE, "fp16", "fp16", unit, aligned),
-        ("half bf16 strided", op.HALF, "bf16", "bf16", {}, ()),
-        ("half fp16 odd", op.HALF, "fp16", "fp16", unit, ()),
-        ("full fp32", op.FULL, "fp32", "fp32", unit, aligned),
-        ("full fp32 strided", op.FULL, "fp32", "fp32", {}, ()),
-        ("full bf16 by fp32", op.FULL, "bf16", "fp32", {}, ()),
-        ("small bf16 strided", op.SMALL, "bf16", "bf16", {}, ()),
-        ("small fp32 strided", op.SMALL, "fp32", "fp32", {}, ()),
+        ("wide bf16", tiles.WIDE, "bf16", "bf16", unit, aligned),
+        ("wide fp16", tiles.WIDE, "fp16", "fp16", unit, aligned),
+        ("half bf16 strided", tiles.HALF, "bf16", "bf16", {}, ()),
+        ("half fp16 odd", tiles.HALF, "fp16", "fp16", unit, ()),
+        ("full fp32", tiles.FULL, "fp32", "fp32", unit, aligned),
+        ("full fp32 strided", tiles.FULL, "fp32", "fp32", {}, ()),
+        ("full bf16 by fp32", tiles.FULL, "bf16", "fp32", {}, ()),
+        ("small bf16 strided", tiles.SMALL, "bf16", "bf16", {}, ()),
+        ("small fp32 strided", tiles.SMALL, "fp32", "fp32", {}, ()),
     ):
         half = {"bf16": tl.bfloat16, "fp16": tl.float16}.get(left)
         blocks = {"BLOCK_I": config.block_i, "BLOCK_J": config.block_j, "BLOCK_K": config.block_k}
@@ -152,6 +153,7 @@ def _descend_variants() -> Iterator[Variant]:
     import triton.language as tl
 
     from rewright.kernels.descend import triton as op
+    from rewright.kernels.joint_sweep.triton import CONFIGS
 
     def types(dtype: str) -> dict[str, str]:
         floating = dict.fromkeys(("value_ptr", "gradient_ptr", "hessian_ptr", "scale_ptr", "new_ptr"), f"*{dtype}")
@@ -161,7 +163,7 @@ def _descend_variants() -> Iterator[Variant]:
     columns = dict.fromkeys(ones, 1)
     everything = {"HAS_SCALE": True, "HAS_ZERO": True, "HAS_KEEP": True}
     pruning = {"HAS_SCALE": False, "HAS_ZERO": False, "HAS_KEEP": True}
-    for width, (rows, warps) in op.CONFIGS.items():
+    for width, (rows, warps) in CONFIGS.items():
         blocks = {"ACC": tl.float32, "BLOCK_R": rows, "BLOCK_C": width}
         options = {"num_warps": warps, "enable_fp_fusion": False}
         for label, dtype, flags, strides in (

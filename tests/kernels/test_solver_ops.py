@@ -32,7 +32,8 @@ def _problem(seed: int, r: int, width: int, dtype: torch.dtype = torch.float64) 
 
 def _objective(value: torch.Tensor, problem: dict[str, Any]) -> torch.Tensor:
     gap = value.double() - problem["weight"].double()
-    return ((gap @ problem["hessian"].double()) * gap).sum(dim=1)
+    rises: torch.Tensor = ((gap @ problem["hessian"].double()) * gap).sum(dim=1)
+    return rises
 
 
 @settings(max_examples=40, deadline=None)

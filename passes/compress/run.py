@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +15,7 @@ from rewright.formats.compressed_tensors import quantization_config
 from rewright.formats.draft import Draft
 from rewright.formats.foreign import refuse_scaled
 from rewright.passes import calibration
-from rewright.passes.compress import budget, output, polish, readers
+from rewright.passes.compress import budget, output, polish, readers, report
 from rewright.passes.compress.fit import round_off
 from rewright.passes.compress.job import Job
 from rewright.passes.compress.layers import solve_layer
@@ -27,8 +26,6 @@ from rewright.passes.errors import InputError
 from rewright.passes.loading import Assembly, load_tokenizer, stored_dtype
 from rewright.passes.spec import Layout, Metrics
 from rewright.passes.walk import Walk
-
-REPORT = "reports/compress.json"
 
 
 def run(context: Context, options: CompressOptions, source: Checkpoint, draft: Draft) -> Metrics:
@@ -54,43 +51,21 @@ def run(context: Context, options: CompressOptions, source: Checkpoint, draft: D
             context.reporter.warn(split)
     draft.declare(specs(plan, options, layout))
     output.copy_rest(context, plan, source, draft)
-    report = {"matrices": list(_without_text(job))} if drawn is None else _walk(job, drawn)
+    found = {"matrices": list(_without_text(job))} if drawn is None else _walk(job, drawn)
     if dealt is not None:
-        report["budget"] = dealt
-    unseen = sum(row.get("rounded", False) for row in report["matrices"])
+        found["budget"] = dealt
+    unseen = sum(row.get("rounded", False) for row in found["matrices"])
     if unseen:
         context.reporter.warn(
             f"{unseen} matrices of experts saw fewer tokens than they have columns and were rounded to nearest:"
-            f" `{REPORT}` names them"
+            f" `{report.REPORT}` names them"
         )
     behind = draft.carry(source)
     if behind:
         context.reporter.warn(f"not carried over: {', '.join(behind)}")
     if packed:
         draft.edit_config({"quantization_config": quantization_config(packed, output.left_dense(plan, assembly))})
-    summary = _summary(report["matrices"], report.get("layers", []))
-    said = {"summary": summary, "skipped": list(plan.skipped), **report}
-    draft.put(REPORT, json.dumps(said, indent=1).encode() + b"\n")
-    return summary
-
-
-def _summary(rows: list[dict[str, Any]], layers: list[dict[str, Any]]) -> Metrics:
-    """The pass's metrics: counts over all matrices, means of the errors of matrices and of layers."""
-    total = sum(row["rows"] * row["columns"] for row in rows)
-    found: Metrics = {
-        "matrices": len(rows),
-        "sparsity": sum(row["zeros"] for row in rows) / total,
-        "bits_per_weight": 8 * sum(row["bytes"] for row in rows) / total,
-    }
-    for name, of, key in (
-        ("error_calibration", rows, "error_calibration"),
-        ("error_held_out", rows, "error_held_out"),
-        ("layer_error_calibration", layers, "error_calibration"),
-        ("layer_error_held_out", layers, "error_held_out"),
-    ):
-        errors = [row[key] for row in of if row.get(key) is not None]
-        found[name] = sum(errors) / len(errors) if errors else None
-    return found
+    return report.put(draft, plan, options, found)
 
 
 def _calibrate(context: Context, options: CompressOptions, assembly: Assembly) -> calibration.Calibration:
@@ -136,10 +111,10 @@ def _walk(job: Job, drawn: calibration.Calibration) -> dict[str, Any]:
             journal.record("walk", {"layers": layers, "matrices": rows})
         if options.polish:
             polish.polish(job, walk)
-    report = {"calibration": drawn.facts, **journal.done["walk"]}
+    found = {"calibration": drawn.facts, **journal.done["walk"]}
     if options.polish:
-        report["polish"] = journal.done[polish.UNIT]
-    return report
+        found["polish"] = journal.done[polish.UNIT]
+    return found
 
 
 def _through(job: Job, drawn: calibration.Calibration) -> tuple[Walk, list[dict[str, Any]], list[dict[str, Any]]]:

@@ -20,7 +20,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         data = path.read_bytes() if path.is_file() else b""
-        if name == "rewright.json" or name.startswith("reports/"):
+        if name == "rewright.json" or (name.startswith("reports/") and name.endswith(".json")):
             document = without_times(json.loads(data)) if data else None
             if name == "rewright.json":
                 document["files"] = {key: file for key, file in document["files"].items() if "reports/" not in key}

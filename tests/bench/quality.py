@@ -15,10 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from rewright.passes.calibration import read_documents
 from rewright.passes.context import RunOptions, Silent
@@ -56,10 +58,13 @@ class Recipe:
     quantises: bool = False
     seeded: bool = True
     unstructured: bool = False
+    unpruned: bool = False
 
     def fits(self, bits: int, zeros: str) -> bool:
         """Whether this recipe can make a setting, and is not another recipe there."""
         if self.unstructured and (":" in zeros or not zeros):
+            return False
+        if self.unpruned and zeros:
             return False
         return (bool(zeros) or not self.prunes) and (bits < 16 or not self.quantises) and (bits < 16 or bool(zeros))
 
@@ -85,16 +90,49 @@ RECIPES = (
     Recipe("default, budget, tune, polish", ({"budget": "measured", "tune": 100, "polish": 80},), unstructured=True),
 )
 
+# What defaults were chosen among, run by `--defaults`. A key with a dot is a constant of a module of the pass.
+VARIANTS = (
+    Recipe("default", ({},)),
+    *(
+        Recipe(f"--{option} {value}", ({option: value},), prunes=prunes)
+        for option, values, prunes in (
+            ("target", ("own",), False),
+            ("refine", (0, 10), False),
+            ("clip", ("mse", "minmax"), False),
+            ("sequential", ("layer",), False),
+            ("damp", (0.001, 0.05), False),
+            ("mask", ("sweep",), True),
+            ("mask-block", (32, 96), True),
+            ("samples", (32, 384), False),
+        )
+        for value in values
+    ),
+    Recipe("--order act", ({"order": "act"},), unpruned=True),
+    Recipe("--mask sweep --saliency quant-aware", ({"mask": "sweep", "saliency": "quant-aware"},), prunes=True),
+    *(
+        Recipe(f"{said} {value}", ({constant: value},), prunes=prunes)
+        for said, constant, values, prunes in (
+            ("damping of the target", "target.DAMP", (0.01, 0.2), False),
+            ("damping of ADMM", "admm.DAMP", (0.001, 0.1), True),
+            ("rho of ADMM", "admm.RHO", (0.3, 3.0), True),
+        )
+        for value in values
+    ),
+    Recipe("--tune 100", ({"tune": 100},)),
+    *(Recipe(f"--tune 100, rate {value}", ({"tune": 100, "tune.RATE": value},), prunes=True) for value in (0.01, 0.04)),
+    Recipe("--polish 80", ({"polish": 80},)),
+)
+
 
 def setting(bits: int, zeros: str) -> str:
     return " + ".join(part for part in (f"W{bits}" if bits < 16 else "", zeros) if part)
 
 
-def cases() -> Iterator[tuple[str, Recipe, list[dict[str, Any]]]]:
+def cases(recipes: Sequence[Recipe]) -> Iterator[tuple[str, Recipe, list[dict[str, Any]]]]:
     """(setting, recipe, options by stage)."""
     for bits in (16, 8, 4, 3):
         for zeros, asked in ZEROS.items():
-            for recipe in RECIPES:
+            for recipe in recipes:
                 if recipe.fits(bits, zeros):
                     yield setting(bits, zeros), recipe, [_options(stage, bits, asked) for stage in recipe.stages]
 
@@ -146,11 +184,13 @@ def measure(model: Path, texts: Texts, stages: list[dict[str, Any]], seed: int, 
         "sequence-length": 256,
         "calibration-text": [str(texts.calibration)],
     }
+    constants = {key: value for stage in stages for key, value in stage.items() if "." in key}
+    stages = [{key: value for key, value in stage.items() if "." not in key} for stage in stages]
     made = tuple(
         make(number, "compress", {**common, "format": "dense" if number < len(stages) else "pack-quantized", **stage})
         for number, stage in enumerate(stages, 1)
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _set(constants):
         out = Path(folder) / "out"
         started = time.process_time()
         document = execute(Run(model, out, made, RunOptions(seed=seed, threads=given.threads)), Silent())
@@ -159,6 +199,16 @@ def measure(model: Path, texts: Texts, stages: list[dict[str, Any]], seed: int, 
     metrics = document["stages"][-1]["metrics"]
     wanted = ("layer_error_held_out", "error_held_out", "bits_per_weight", "sparsity")
     return {"perplexity": perplexity, **{key: metrics[key] for key in wanted}, "cpu_seconds": round(seconds, 1)}
+
+
+@contextmanager
+def _set(constants: dict[str, Any]) -> Iterator[None]:
+    """Constants of the pass's modules at other values, for a while."""
+    with ExitStack() as stack:
+        for key, value in constants.items():
+            module, _, name = key.partition(".")
+            stack.enter_context(patch(f"rewright.passes.compress.{module}.{name}", value))
+        yield
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -170,7 +220,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder for compress.json and compress.md")
     parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE", help="another text to score on")
-    parser.add_argument("--settings", default=".", help="those that this regular expression matches whole")
+    parser.add_argument("--settings", default=".*", help="those that this regular expression matches whole")
+    parser.add_argument("--defaults", action="store_true", help="other values of options, one at a time")
     parser.add_argument("--recipes", default=".*", help="those that this regular expression matches whole")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--group-size", type=int, default=32)
@@ -178,19 +229,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(argv)
     given.out.mkdir(parents=True, exist_ok=True)
-    store = given.out / "compress.json"
+    recipes, name = (VARIANTS, "compress-defaults") if given.defaults else (RECIPES, "compress")
+    store = given.out / f"{name}.json"
     with tempfile.TemporaryDirectory() as folder:
         texts = Texts(Path(folder), {name: Path(path) for name, _, path in (one.partition("=") for one in given.text)})
         for model in given.models:
-            _study(model, texts, store, given)
-    results = load(store)
-    (given.out / "compress.md").write_text(page(results, [recipe.name for recipe in RECIPES]))
+            _study(model, texts, recipes, store, given)
+    title = "What other defaults of `compress` give" if given.defaults else "What `compress` costs in perplexity"
+    (given.out / f"{name}.md").write_text(page(title, load(store), [recipe.name for recipe in recipes]))
 
 
-def _study(model: Path, texts: Texts, store: Path, given: argparse.Namespace) -> None:
+def _study(model: Path, texts: Texts, recipes: Sequence[Recipe], store: Path, given: argparse.Namespace) -> None:
     """Every case of a model that is asked for and not there yet; each is on record when it is done."""
-    for name, recipe, stages in cases():
-        if not re.fullmatch(given.settings if given.settings != "." else ".*", name):
+    for name, recipe, stages in cases(recipes):
+        if not re.fullmatch(given.settings, name):
             continue
         if not re.fullmatch(given.recipes, recipe.name):
             continue

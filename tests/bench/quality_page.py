@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 
-def page(results: dict[str, Any], recipes: list[str]) -> str:
+def page(title: str, results: dict[str, Any], recipes: list[str]) -> str:
     """The whole page."""
     lines = [
-        "# What `compress` costs in perplexity",
+        f"# {title}",
         "",
         "Perplexity by recipe and setting, on the first 256 tokens of each document: `stories` are the 75 held-out",
         "stories on which defaults were chosen, `other stories` 75 more on which nothing was. Calibration on stories,",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +112,8 @@ def test_the_reported_error_is_that_of_the_decoded_weights(tmp_path: Path, text:
     compress(src, tmp_path / "packed", text, bits=8)
     compress(src, tmp_path / "dense", text, bits=8, format="dense")
     for one, other in zip(report(tmp_path / "packed")["matrices"], report(tmp_path / "dense")["matrices"], strict=True):
-        if one["layer"] == 0:
+        # the others' inputs differ: a packed matrix runs as it decodes, a dense one as it is written
+        if re.search(r"layers\.0\.self_attn\.[qkv]_proj", one["name"]):
             assert abs(one["error_calibration"] / other["error_calibration"] - 1) < 1e-3
 
 
@@ -145,17 +147,24 @@ def test_sharded_sources_and_lines_of_json(tiny: Callable[[str], Path], text: Pa
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_second_order_beats_rounding_on_a_real_model(tmp_path: Path, text: Path) -> None:
-    """On held-out tokens of a real model: GPTQ below RTN, the joint sweep below magnitude and rounding."""
-    errors = {}
+def test_every_step_of_the_method_pays_on_a_real_model(tmp_path: Path, text: Path) -> None:
+    """On held-out tokens: matrix by matrix GPTQ below RTN and the joint sweep below Wanda below magnitude; after the
+    layers, whose errors the dense target makes good, the defaults below all of them."""
+    paper = {"target": "own", "mask": "sweep", "refine": 0}
+    matrices, layers = {}, {}
     for name, options in {
-        "gptq": {},
+        "default": {},
+        "gptq": paper,
         "rtn": {"method": "rtn"},
-        "joint": {"sparsity": 0.5},
+        "pruned": {"sparsity": 0.5},
+        "joint": {"sparsity": 0.5, **paper},
         "wanda": {"sparsity": 0.5, "method": "wanda"},
         "magnitude": {"sparsity": 0.5, "method": "rtn"},
     }.items():
         document, _ = compress(STORIES, tmp_path / name, text, group_size=32, samples=24, **options)
-        errors[name] = document["stages"][0]["metrics"]["error_held_out"]
-    assert errors["gptq"] < 0.8 * errors["rtn"]
-    assert errors["joint"] < 0.8 * errors["wanda"] < 0.8 * errors["magnitude"]
+        metrics = document["stages"][0]["metrics"]
+        matrices[name], layers[name] = metrics["error_held_out"], metrics["layer_error_held_out"]
+    assert matrices["gptq"] < 0.8 * matrices["rtn"]
+    assert matrices["joint"] < 0.8 * matrices["wanda"] < 0.8 * matrices["magnitude"]
+    assert layers["default"] < 0.9 * layers["gptq"] < 0.8 * layers["rtn"]
+    assert layers["pruned"] < 0.8 * min(layers[name] for name in ("joint", "wanda", "magnitude"))

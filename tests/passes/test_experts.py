@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rewright.formats.checkpoint import Checkpoint
+from rewright.passes.compress import output
 from rewright.passes.errors import InputError
 from rewright.passes.loading import Assembly, load
 from rewright.passes.summary import summary
@@ -127,9 +128,11 @@ def test_one_expert_is_replaced_and_put_back(name: str, tiny: Callable[[str], Pa
 @pytest.mark.parametrize("name", EXPERTS)
 @pytest.mark.parametrize("options", [{}, {"bits": 3}, {"bits_for": ["experts=8"]}, {"group_size": "channel"}], ids=str)
 def test_plain_transformers_decodes_the_same_experts(
-    name: str, options: dict[str, Any], tiny: Callable[[str], Path], text: Path, tmp_path: Path
+    name: str, options: dict[str, Any], text: Path, tmp_path: Path
 ) -> None:
-    compress(tiny(name), tmp_path / "out", text, **options)
+    # transformers 5.17 leaves the dtype of tensors that it renames, so it has to be the model's own
+    src = make(name, tmp_path / "src", torch.bfloat16)
+    compress(src, tmp_path / "out", text, **options)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     ours = load(tmp_path / "out")[0]
     for path, parameter in ours.named_parameters():
@@ -141,7 +144,7 @@ def test_plain_transformers_decodes_the_same_experts(
 
 def test_one_group_size_for_all_experts(tmp_path: Path, text: Path) -> None:
     """Widths 32 and 36 share divisors up to 4; other matrices have groups of their own."""
-    src = make("mixtral", tmp_path / "src", intermediate_size=36)
+    src = make("mixtral", tmp_path / "src", torch.bfloat16, intermediate_size=36)
     compress(src, tmp_path / "out", text, group_size=4)
     compress(src, tmp_path / "rows", text, group_size=32)
     for folder, size in (("out", 4), ("rows", "channel")):
@@ -256,8 +259,9 @@ def test_experts_that_no_token_reached(
     assert bool(torch.isfinite(both[0]).all())
 
 
-def test_experts_with_fewer_tokens_than_columns(tiny: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
-    _, warnings = compress(tiny("mixtral"), tmp_path / "out", text, samples=2, sequence_length=32)
+def test_experts_with_fewer_tokens_than_columns(text: Path, tmp_path: Path) -> None:
+    src = make("mixtral", tmp_path / "src", torch.bfloat16)
+    _, warnings = compress(src, tmp_path / "out", text, samples=2, sequence_length=32)
     rows = [row for row in report(tmp_path / "out")["matrices"] if "experts" in row["name"]]
     few = [row for row in rows if row["rounded"]]
     assert few
@@ -311,3 +315,31 @@ def test_a_config_that_does_not_count_experts_is_refused(tiny_copy: Callable[[st
     (src / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="how many experts"):
         compress(src, tmp_path / "out", method="rtn")
+
+
+@pytest.mark.parametrize(("method", "after"), [("rtn", 11), ("gptq", 20)])
+def test_interrupted_in_the_middle_of_a_tensor(
+    method: str,
+    after: int,
+    tiny: Callable[[str], Path],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The parts that were written are kept, or the layer is done again: the bytes are those of a run in one go."""
+    read = text if method == "gptq" else None
+    compress(tiny("gpt_oss"), tmp_path / "whole", read, method=method, format="dense")
+    write, calls = output.write, iter(range(1000))
+
+    def stop(*args: Any) -> dict[str, Any]:
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        return write(*args)
+
+    monkeypatch.setattr(output, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compress(tiny("gpt_oss"), tmp_path / "out", read, method=method, format="dense")
+    compress(tiny("gpt_oss"), tmp_path / "out", read, method=method, format="dense")
+    assert next(calls) - after - 1 < len(report(tmp_path / "out")["matrices"])
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(tensor, other[path]) for path, tensor in one.items())

@@ -20,6 +20,7 @@ from rewright.passes.loading import Assembly
 from rewright.passes.models.linears import Slot, linears_of, watched
 
 Stream = Literal["dense", "compressed"]
+Part = Literal["sampled", "rest", "held_out"]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 # Hidden states past this size are kept in a file, where the system can page them.
@@ -34,10 +35,13 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a linear layer was given, (tokens, columns), and what it made of it, (tokens, rows), with its bias."""
+    """What a linear layer was given, (tokens, columns), and what it made of it, (tokens, rows), with its bias.
+
+    `outputs` is None where it was not asked for.
+    """
 
     inputs: torch.Tensor
-    outputs: torch.Tensor
+    outputs: torch.Tensor | None
     bias: torch.Tensor | None
 
 
@@ -47,12 +51,12 @@ class Batch:
 
     `seen` maps a linear layer's name within the decoder layer to what it met in each stream; layers that are fed
     one tensor share it. `gaps` holds, for a matrix that writes to the residual stream, the difference between the
-    streams (dense less compressed, (tokens, rows)) in what its output is added to. `held_out` tells the rows past
-    the walk's `samples`.
+    streams (dense less compressed, (tokens, rows)) in what its output is added to. `part` tells the calibration's
+    rows on which errors are taken, the rest of them, and the rows past the walk's `samples`.
     """
 
     rows: slice
-    held_out: bool
+    part: Part
     seen: dict[str, dict[Stream, Seen]] = field(default_factory=dict)
     gaps: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -86,10 +90,18 @@ class Walk:
         self._hidden: dict[str, torch.Tensor] = {}
         self._scratch = scratch
         size = max(1, BATCH_TOKENS // max(1, tokens.shape[1]))
-        cuts = sorted({0, min(self.dense_from, len(tokens)), min(self.samples, len(tokens)), len(tokens)})
+        # as many of the calibration's rows as are held out, for errors to compare
+        self.sampled = min(self.samples, max(len(tokens) - self.samples, 1)) if self.dense_from < len(tokens) else 0
+        cuts = sorted({0, self.sampled, min(self.dense_from, len(tokens)), self.samples, len(tokens)})
         self.batches = [
             slice(i, min(i + size, stop)) for start, stop in pairwise(cuts) for i in range(start, stop, size)
         ]
+
+    def part(self, rows: slice) -> Part:
+        """What the rows of a batch are for."""
+        if rows.start >= self.samples:
+            return "held_out"
+        return "sampled" if rows.stop <= self.sampled else "rest"
 
     def streams(self, rows: slice) -> tuple[Stream, ...]:
         """The streams that carry these rows."""
@@ -295,7 +307,7 @@ class Layer:
         order: dict[int | str, dict[int, list[str]]] = {}
         held: list[torch.Tensor] = []
 
-        def note(path: str, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        def note(path: str, inputs: torch.Tensor, outputs: torch.Tensor | None) -> None:
             # the tensor is kept alive, so that its id stays its own
             held.append(inputs)
             stage = order.setdefault(self.linears[path].stage or id(inputs), {})
@@ -308,20 +320,23 @@ class Layer:
     def meet(
         self, paths: Sequence[str], *, dense: bool, writers: Sequence[str] = (), look_ahead: bool = False
     ) -> Iterator[Batch]:
-        """Every batch's inputs and outputs of some matrices, in the compressed stream and with `dense` in both.
+        """Every batch's inputs of some matrices, in the compressed stream and with `dense` in both.
 
+        With `dense` their outputs are there too, for those that write to the residual stream in every batch, for
+        others but on the calibration's `rest`.
         `writers` are the matrices of the layer that write to the residual stream, in order: for those among `paths`
         the gap between the streams is taken, before the first from the layer's input, before the last from its
         output less the matrix's own. With `look_ahead` the dense stream's way through the layer is noted.
         """
         whole = len(writers) > 1 and writers[-1] in paths
         for rows in self.walk.batches:
-            batch = Batch(rows, rows.start >= self.walk.samples)
+            batch = Batch(rows, self.walk.part(rows))
+            outputs = dense and (batch.part != "rest" or not set(writers).isdisjoint(paths))
             ends: dict[Stream, torch.Tensor | None] = {}
             streams: tuple[Stream, ...] = self.walk.streams(rows) if dense else ("compressed",)
             for stream in streams:
                 far = whole or (look_ahead and stream == "dense")
-                seen, ends[stream] = self._run_watched(stream, rows, paths, to_the_end=far)
+                seen, ends[stream] = self._run_watched(stream, rows, paths, outputs=outputs, to_the_end=far)
                 for path, found in seen.items():
                     batch.seen.setdefault(path, {})[stream] = found
             if "dense" in streams:
@@ -350,14 +365,15 @@ class Layer:
         def before(stream: Stream) -> torch.Tensor:
             if ends is None:
                 return self.walk.hidden(stream, batch.rows).flatten(0, 1)
-            end = ends[stream]
+            end, own = ends[stream], batch.seen[path][stream].outputs
             assert end is not None
-            return end.flatten(0, 1) - batch.seen[path][stream].outputs
+            assert own is not None
+            return end.flatten(0, 1) - own
 
         return before("dense") - before("compressed")
 
     def _run_watched(
-        self, stream: Stream, rows: slice, paths: Sequence[str], *, to_the_end: bool
+        self, stream: Stream, rows: slice, paths: Sequence[str], *, outputs: bool, to_the_end: bool
     ) -> tuple[dict[str, Seen], torch.Tensor | None]:
         """One forward in a stream; stops after the last of `paths` unless the layer's output is wanted too."""
         seen: dict[str, Seen] = {}
@@ -366,15 +382,16 @@ class Layer:
         output = None
         self._use(stream)
 
-        def note(path: str, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        def note(path: str, inputs: torch.Tensor, outputs: torch.Tensor | None) -> None:
             # the first of the pair keeps the tensor alive, so that its id stays its own
             shared = flat.setdefault(id(inputs), (inputs, inputs.reshape(-1, inputs.shape[-1])))[1]
-            seen[path] = Seen(shared, outputs.reshape(-1, outputs.shape[-1]), self.linears[path].bias)
+            made = None if outputs is None else outputs.reshape(-1, outputs.shape[-1])
+            seen[path] = Seen(shared, made, self.linears[path].bias)
             waiting.discard(path)
             if not waiting and not to_the_end:
                 raise _Stopped
 
-        with watched({path: self.linears[path] for path in paths}, note):
+        with watched({path: self.linears[path] for path in paths}, note, outputs=outputs):
             try:
                 with torch.no_grad():
                     output = self.walk.run_layer(self.index, self.walk.hidden(stream, rows))
@@ -410,7 +427,7 @@ class Layer:
         for rows in self.walk.batches:
             if "dense" in self.walk.streams(rows):
                 dense, ours = (self.walk.hidden(stream, rows).float() for stream in ("dense", "compressed"))
-                held_out = rows.start >= self.walk.samples
+                held_out = self.walk.part(rows) == "held_out"
                 gaps[held_out] += float((ours - dense).square_().sum(dtype=torch.float64))
                 wholes[held_out] += float(dense.square().sum(dtype=torch.float64))
         for held_out, name in ((False, "calibration"), (True, "held_out")):

@@ -112,7 +112,7 @@ def _solve_group(
         if matrix.expert and job.options.needs_text:
             row["rounded"] = _unseen(shared)
         row["proxy_loss"] = _proxy(fitted, shared.own)
-        row["error_calibration"] = statistics.error(shared.own, matrix, weight, result)
+        row["error_calibration"] = statistics.error(shared.sampled or shared.own, matrix, weight, result)
         row["error_held_out"] = statistics.error(shared.held_out, matrix, weight, result)
         row["seconds"] = round(spent, 4)
         if row["zeros"] == weight.numel() and bool(weight.any()):

@@ -26,7 +26,7 @@ class Moments:
 
     `hessian` float32 (columns, columns) is x x^T. `drift` is (x' - x) x^T, (columns, columns), or where `writes`
     t x^T, (rows, columns); None when matrices are fitted to their own outputs. By matrix name, `outputs` has |W x'|^2
-    and `misses` |t|^2.
+    and `misses` |t|^2, where a drift was taken and errors are.
     """
 
     tokens: int = 0
@@ -51,10 +51,15 @@ class Moments:
 
 @dataclass(slots=True)
 class SharedInput:
-    """Matrices fed by one tensor, and what they met on the calibration's rows and on held-out ones (None: no such)."""
+    """Matrices fed by one tensor, and what they met.
+
+    `own` is taken on the calibration's rows, `sampled` on some of them and `held_out` on others, for errors; each None
+    where there is nothing to compare.
+    """
 
     matrices: tuple[Matrix, ...]
     own: Moments
+    sampled: Moments | None = None
     held_out: Moments | None = None
 
 
@@ -98,18 +103,23 @@ def gather(
         for shared in found:
             if shared.matrices[0].local not in batch.seen:
                 continue
-            moments = shared.own
-            if batch.held_out:
-                moments = shared.held_out = shared.held_out or Moments()
-            _add(moments, shared.matrices, batch, dense and not shared.matrices[0].expert, weights or {})
+            drifts = dense and not shared.matrices[0].expert
+            if batch.part == "held_out":
+                shared.held_out = shared.held_out or Moments()
+                _add(shared.held_out, shared.matrices, batch, drifts, weights or {})
+                continue
+            _add(shared.own, shared.matrices, batch, drifts, weights or {})
+            if batch.part == "sampled" and drifts:
+                shared.sampled = shared.sampled or Moments()
+                _add(shared.sampled, shared.matrices, batch, drifts, weights or {})
     for shared in found:
         if shared.own.hessian is None:
             continue
         if not bool(torch.isfinite(shared.own.hessian.diagonal()).all()):
             raise BoundError(f"activations into `{shared.matrices[0].name}` are not finite", hint="try `--dtype f32`")
-        shared.own.finish()
-        if shared.held_out is not None:
-            shared.held_out.finish()
+        for moments in (shared.own, shared.sampled, shared.held_out):
+            if moments is not None:
+                moments.finish()
     return found
 
 
@@ -126,25 +136,32 @@ def _add(
     if not dense:
         return
     miss = None
-    for matrix in matrices:
-        met = batch.seen[matrix.local]
-        ours = met["compressed"].outputs
-        if matrix.name in weights:
-            ours = inputs @ weights[matrix.name].to(inputs.dtype).t()
-        miss = met["dense"].outputs.float() - ours.float()
-        if matrix.local in batch.gaps:
-            miss += batch.gaps[matrix.local]
-        output = met["dense"].outputs.float()
-        bias = met["dense"].bias
-        if bias is not None:
-            output = output - bias.float()
-            if matrix.name in weights:
-                miss -= bias.float()
+    for matrix in matrices if batch.seen[matrices[0].local]["dense"].outputs is not None else ():
+        output, miss = _compared(matrix, batch, weights)
         for sums, tensor in ((moments.outputs, output), (moments.misses, miss)):
             sums[matrix.name] = sums.get(matrix.name, 0.0) + float(tensor.square().sum(dtype=torch.float64))
-    assert miss is not None
     moments.writes = len(matrices) == 1 and matrices[0].local in batch.gaps
-    drifted = miss if moments.writes else first["dense"].inputs - inputs
+    drifted = first["dense"].inputs - inputs
+    if moments.writes:
+        assert miss is not None
+        drifted = miss
     if moments.drift is None:
         moments.drift = inputs.new_zeros(drifted.shape[1], size, dtype=torch.float32)
     cross_update(moments.drift, drifted.to(inputs.dtype), inputs, 1.0)
+
+
+def _compared(matrix: Matrix, batch: Batch, weights: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """W x' without a bias, and t, float32 (tokens, rows)."""
+    dense, ours = batch.seen[matrix.local]["dense"], batch.seen[matrix.local]["compressed"]
+    assert dense.outputs is not None
+    assert ours.outputs is not None
+    output = dense.outputs.float()
+    if dense.bias is not None:
+        output = output - dense.bias.float()
+    if matrix.name in weights:
+        miss = output - (ours.inputs @ weights[matrix.name].to(ours.inputs.dtype).t()).float()
+    else:
+        miss = dense.outputs.float() - ours.outputs.float()
+    if matrix.local in batch.gaps:
+        miss = miss + batch.gaps[matrix.local]
+    return output, miss

@@ -11,8 +11,8 @@ from torch import nn
 
 from rewright.passes.models.families import FUSED, Experts
 
-# Called with a matrix's name, what it was given and what it made of it, as the module has them.
-Note = Callable[[str, torch.Tensor, torch.Tensor], None]
+# Called with a matrix's name, what it was given and what it made of it (None: not asked for), as the module has them.
+Note = Callable[[str, torch.Tensor, torch.Tensor | None], None]
 
 
 class Slot(Protocol):
@@ -77,15 +77,18 @@ class Linear:
         self.module.weight = self._original if original else self._put
 
     @contextmanager
-    def watched(self, path: str, note: Note) -> Iterator[None]:
-        """Call `note` at every use."""
+    def watched(self, path: str, note: Note, *, outputs: bool) -> Iterator[None]:
+        """Call `note` at every use: after it with `outputs`, else before."""
         # Falcon adds the attention's output to what this returns, in place
         mutated = type(self.module).__name__ == "FalconLinear"
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
             note(path, args[0], output.clone() if mutated else output)
 
-        handle = self.module.register_forward_hook(hook)
+        def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+            note(path, args[0], None)
+
+        handle = self.module.register_forward_hook(hook) if outputs else self.module.register_forward_pre_hook(look)
         try:
             yield
         finally:
@@ -161,8 +164,10 @@ class Expert:
 
 
 @contextmanager
-def watched(slots: Mapping[str, Slot], note: Note) -> Iterator[None]:
+def watched(slots: Mapping[str, Slot], note: Note, *, outputs: bool = True) -> Iterator[None]:
     """Call `note` whenever one of some matrices of a layer is used; it may raise to stop the forward.
+
+    Without `outputs` it is called before a matrix is used, and is not told what comes out.
 
     For an expert's it is called once a forward, with the tokens that were routed there, in their order; there may be
     none. The model's own way through the experts, whichever it is, is left alone.
@@ -171,7 +176,7 @@ def watched(slots: Mapping[str, Slot], note: Note) -> Iterator[None]:
     with ExitStack() as stack:
         for path, slot in slots.items():
             if isinstance(slot, Linear):
-                stack.enter_context(slot.watched(path, note))
+                stack.enter_context(slot.watched(path, note, outputs=outputs))
             elif isinstance(slot, Expert):
                 routed[path] = slot
         if routed:

@@ -105,7 +105,9 @@ class Fitter:
         factor = hessian.factorise(ordered, options.damp, matrix.name)
         if factor.damp > options.damp:
             self.reporter.warn(f"`{matrix.name}`: damping raised from {options.damp:g} to {factor.damp:g}")
-        weight = pruned.weight if order is None else pruned.weight[:, order]
+        weight, keep = pruned.weight, pruned.keep
+        if order is not None:
+            weight, keep = weight[:, order], None if keep is None else keep[:, order]
         solved = solve.sweep(
             weight,
             factor.upper,
@@ -113,7 +115,7 @@ class Fitter:
             options,
             self.stored,
             importance=ordered.diagonal().contiguous(),
-            kept=pruned.keep,
+            kept=keep,
         )
         if order is not None:
             solved = _restored(solved, order, matrix.group or matrix.columns)
@@ -155,6 +157,7 @@ def _restored(solved: Solved, order: torch.Tensor, group: int) -> Solved:
         codes=put(solved.codes, back),
         scale=put(solved.scale, groups),
         zero=put(solved.zero, groups),
+        keep=put(solved.keep, back),
     )
 
 

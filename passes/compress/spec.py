@@ -124,7 +124,7 @@ class CompressOptions:
         bits = self.bits
         if not bits.whole and self.budget != "measured":
             raise UsageError(
-                f"`--bits {bits}` is an average, and every matrix has whole bits",
+                f"`--bits {bits}` can only be an average: a matrix has 2, 3, 4, 8 or 16",
                 hint="add `--budget measured`, which deals them out",
             )
         if bits.number == UNQUANTISED and not self.prunes and not self.bits_for and self.mask != "keep":

@@ -221,7 +221,7 @@ def test_matrices_of_other_bits_are_solved_apart() -> None:
 def test_zeros_of_the_source_are_the_zeros_of_the_result() -> None:
     weight, own = problem(40, 48, seed=3)
     keep = torch.rand(40, 48, generator=torch.Generator().manual_seed(0)) < 0.5
-    for said in ({}, {"bits": Bits(16)}, {"method": "rtn"}):
+    for said in ({}, {"bits": Bits(16)}, {"method": "rtn"}, {"order": "act"}):
         asked = options(mask="keep", group_size=GroupSize(16), **said)
         if asked.method == "rtn":
             one = round_off(matrices(asked, 40)[0], weight * keep, None, asked, torch.bfloat16)
@@ -253,7 +253,7 @@ WILD = st.fixed_dictionaries(
         "bits": st.sampled_from([2, 3, 4, 8, 16]),
         "group": st.sampled_from([4, 8, 12, None]),
         "symmetric": st.booleans(),
-        "mask": st.sampled_from(["admm", "sweep"]),
+        "mask": st.sampled_from(["admm", "sweep", "keep"]),
         "zeros": st.sampled_from([None, 0.3, 0.97, "2:4", "1:8"]),
         "clip": st.sampled_from(["hdiag", "mse", "minmax"]),
         "saliency": st.sampled_from(["obs", "quant-aware"]),
@@ -272,7 +272,9 @@ def test_whatever_comes_in_a_matrix_comes_out(said: dict[str, object], data: st.
     zeros = said["zeros"]
     pattern = Pattern.parse(zeros) if isinstance(zeros, str) else Pattern()
     sparsity = zeros if isinstance(zeros, float) else None
-    if said["bits"] == 16 and zeros is None:
+    if said["mask"] == "keep":
+        pattern, sparsity = Pattern(), None
+    elif said["bits"] == 16 and zeros is None:
         sparsity = 0.5
     asked = options(
         bits=Bits(said["bits"]),  # type: ignore[arg-type]  # a whole number
@@ -295,6 +297,7 @@ def test_whatever_comes_in_a_matrix_comes_out(said: dict[str, object], data: st.
     inputs[:, data.draw(st.integers(0, 23), "large")] *= 1e3
     weight = torch.randn(12, 24, generator=draws) * data.draw(st.sampled_from([1e-6, 0.05, 1e4]), "size")
     weight[data.draw(st.lists(st.integers(0, 11), max_size=4), "empty")] = 0
+    weight[:, data.draw(st.lists(st.integers(0, 23), max_size=4), "unused")] = 0
     own = inputs.t() @ inputs / tokens
     if not bool(own.diagonal().any()):
         return
@@ -304,7 +307,9 @@ def test_whatever_comes_in_a_matrix_comes_out(said: dict[str, object], data: st.
         assert bool(torch.isfinite(solved.weight).all())
         if solved.codes is not None:
             assert torch.equal(decoded(solved, 24), solved.weight)
-        if asked.prunes:
+        if asked.mask == "keep":
+            assert bool((solved.weight[before == 0] == 0).all())
+        elif asked.prunes:
             assert solved.keep is not None
             assert int((~solved.keep).sum()) == round(len(before) * 24 * asked.zeros)
             assert bool((solved.weight[~solved.keep] == 0).all())

@@ -47,7 +47,7 @@ def measure(job: Job, tokens: torch.Tensor) -> tuple[Plan, list[dict[str, Any]]]
     """The plan with what every matrix gets, and the table that says why.
 
     `tokens` int64 (rows, length): the calibration's. The whole model is in memory meanwhile. Raises UsageError for an
-    average that cannot be had.
+    average that cannot be had, or that is of nothing.
     """
     plan = job.plan
     kinds: list[Kind] = []
@@ -80,6 +80,12 @@ def _shares(job: Job, kind: Kind) -> dict[str, Share]:
     for matrix in job.plan.matrices:
         if not any(re.search(expression, matrix.module) for expression in words):
             found.setdefault(_unit(job, matrix, kind), Share(kind)).members.append(matrix)
+    if not found:
+        said = "--sparsity-for" if kind == "zeros" else "--bits-for"
+        raise UsageError(
+            f"`--budget measured` has nothing to deal out: `{said}` speaks of every matrix",
+            hint="leave one of them out",
+        )
     return found
 
 
@@ -101,7 +107,8 @@ def _points(job: Job, kind: Kind) -> tuple[tuple[float, ...], float]:
         asked = job.options.bits.number
         return tuple(map(float, CODE_BITS)), float(max(bits for bits in CODE_BITS[:3] if bits <= max(asked, 2)))
     asked = job.options.sparsity or 0.0
-    points = sorted({round(min(max(asked + step, 0.02), 0.95), 6) for step in AROUND})
+    low, high = min(asked, 0.02), max(asked, 0.95)
+    points = sorted({round(min(max(asked + step, low), high), 6) for step in AROUND})
     return tuple(points), min(points, key=lambda point: abs(point - asked))
 
 

@@ -15,6 +15,9 @@ _STATES = {
     "resume": "partial work is there, the run would go on from it",
 }
 
+# Columns of a pass's table whose names say their unit, and what stands above them.
+_HEADS = {"flops": "arithmetic", "bytes_moved": "bytes moved", "peak_bytes": "memory", "seconds_estimated": "time"}
+
 
 def describe(document: Mapping[str, Any], *, dry: bool) -> Iterator[str]:
     """The lines of a document, in its own order."""
@@ -42,7 +45,7 @@ def _planned(number: int, stage: Mapping[str, Any]) -> Iterator[str]:
         ("writes", size(stage["output_bytes"])),
         ("host memory", f"at most {size(stage['peak_host_bytes'])}"),
         ("device memory", f"at most {size(stage['peak_device_bytes'])}"),
-        ("arithmetic", f"{stage['flops'] / 1e9:.3g} GFLOP"),
+        ("arithmetic", _work(stage["flops"])),
         ("bytes moved", size(stage["bytes_moved"])),
     ]
     if stage.get("seconds_estimated") is not None:
@@ -59,8 +62,8 @@ def outline(name: str, value: Any) -> Iterator[str]:
         head = list(dict.fromkeys(str(key) for row in value for key in row))
         yield f"  {label}:"
         yield table(
-            ([("  " if i == 0 else "") + show(row.get(key)) for i, key in enumerate(head)] for row in value),
-            head=[("  " if i == 0 else "") + key for i, key in enumerate(head)],
+            ([("  " if i == 0 else "") + _cell(key, row.get(key)) for i, key in enumerate(head)] for row in value),
+            head=[("  " if i == 0 else "") + _HEADS.get(key, key) for i, key in enumerate(head)],
         )
     elif isinstance(value, Mapping):
         yield f"  {label}: {_scalars(value)}"
@@ -69,6 +72,25 @@ def outline(name: str, value: Any) -> Iterator[str]:
             yield f"  {label}: {', '.join(show(item) for item in value)}"
     else:
         yield f"  {label}: {show(value)}"
+
+
+def _cell(column: str, value: Any) -> str:
+    """A value in the unit of its column."""
+    if column not in _HEADS or value is None:
+        return show(value)
+    if column == "flops":
+        return _work(value)
+    return duration(value) if column == "seconds_estimated" else size(value)
+
+
+def _work(count: float) -> str:
+    """Operations as a person reads them: `97 GFLOP`, `6.89 PFLOP`."""
+    count /= 1e9
+    for unit in ("GFLOP", "TFLOP", "PFLOP"):
+        if count < 999.5 or unit == "PFLOP":
+            break
+        count /= 1000
+    return f"{count:.3g} {unit}"
 
 
 def show(value: Any) -> str:

@@ -55,11 +55,11 @@ def plan(run: Run) -> dict[str, Any]:
 
     Refuses what `execute` would refuse before its work: what stands at the destination, a disk that is too small.
     """
-    from rewright.passes.rates import seconds_of
+    from rewright.passes.rates import timed
 
     run = _checked(run)
     survey = _survey(run, Silent())
-    document = _document(run, survey, _state(run, survey), seconds_of)
+    document = _document(run, survey, _state(run, survey), timed)
     if run.options.force or not _is_current(run, survey):
         _refuse_destination(run, survey)
         if document["state"] != "resume":
@@ -191,7 +191,7 @@ def _document(
     run: Run,
     survey: _Survey,
     state: str,
-    seconds_of: Callable[[Estimate, RunOptions], float] | None = None,
+    timed: Callable[[Estimate, RunOptions], tuple[float, dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """The document of a run with nothing done yet. Raises what the passes refuse at the sight of the headers."""
     stages: list[dict[str, Any]] = []
@@ -202,6 +202,7 @@ def _document(
             _check_wants(stage, survey.source)
             guess = stage.spec.estimate(stage.options, layout)
         layout = guess.layout
+        seconds, details = timed(guess, run.options) if timed else (None, guess.details)
         stages.append(
             {
                 "pass": stage.spec.name,
@@ -212,8 +213,8 @@ def _document(
                 "peak_device_bytes": guess.peak_device_bytes,
                 "flops": guess.flops,
                 "bytes_moved": guess.bytes_moved,
-                "seconds_estimated": seconds_of(guess, run.options) if seconds_of else None,
-                "details": guess.details,
+                "seconds_estimated": seconds,
+                "details": details,
                 "seconds": None,
                 "metrics": None,
             }

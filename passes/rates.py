@@ -70,5 +70,20 @@ def _rates(options: RunOptions) -> dict[str, float]:
 
 def seconds_of(guess: Estimate, options: RunOptions) -> float:
     """Operations and bytes at this machine's rates, one after the other: a guide, not a promise."""
+    return _seconds(_rates(options), guess.flops, guess.bytes_moved)
+
+
+def timed(guess: Estimate, options: RunOptions) -> tuple[float, dict[str, Any]]:
+    """The seconds of a stage, and its details with those of each of its `parts`, where it tells any."""
     rates = _rates(options)
-    return round(guess.flops / rates["flops"] + guess.bytes_moved / rates["bytes"], 3)
+    details = dict(guess.details)
+    if "parts" in details:
+        details["parts"] = [
+            {**part, "seconds_estimated": _seconds(rates, part["flops"], part["bytes_moved"])}
+            for part in details["parts"]
+        ]
+    return _seconds(rates, guess.flops, guess.bytes_moved), details
+
+
+def _seconds(rates: dict[str, float], flops: float, moved: float) -> float:
+    return round(flops / rates["flops"] + moved / rates["bytes"], 3)

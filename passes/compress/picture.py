@@ -101,7 +101,8 @@ def _title(figure: Figure, report: Mapping[str, Any]) -> None:
     from matplotlib.lines import Line2D
 
     said = report["options"]
-    words = [f"{said['bits']:g} bits"] if said["bits"] < 16 else []
+    share = " on average" if said["budget"] == "measured" else ""
+    words = [f"{said['bits']:g} bits{share}"] if said["bits"] < 16 else []
     if said["sparsity"]:
         words.append(f"{100 * said['sparsity']:g} % zeros")
     if said["pattern"] != "unstructured":

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rewright.formats.compressed_tensors import Scheme, packed_specs, quantization_config
 from rewright.formats.draft import TensorSpec
 from rewright.formats.dtypes import nbytes
-from rewright.passes.compress import readers
+from rewright.passes.compress import cost, readers
+from rewright.passes.compress.shapes import Counting
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.models.families import Family, family_of
 from rewright.passes.spec import Estimate, Layout
@@ -276,55 +277,73 @@ def specs(plan: Plan, options: CompressOptions, layout: Layout) -> tuple[TensorS
     return tuple(found)
 
 
-def table(plan: Plan) -> list[dict[str, Any]]:
-    """One row for matrices that differ by their layer or expert alone, as `--dry-run` shows it."""
-    counts = Counter[tuple[str, int, int, int, int | str | None, float]]()
+def table(plan: Plan, options: CompressOptions) -> list[dict[str, Any]]:
+    """One row for matrices that differ by their layer or expert alone, as `--dry-run` shows it.
+
+    Matrices whose bits are to be dealt out have the average.
+    """
+    counts = Counter[tuple[str, int, int, int | float, int | str | None, float]]()
     for matrix in plan.matrices:
         name = matrix.written.replace(f".{matrix.layer}.", ".*.", 1)
         if matrix.expert:
             name = re.sub(r"(experts\.)\d+\.|\[\d+\]$", lambda found: f"{found[1]}*." if found[1] else "[*]", name)
         group = (matrix.group or "channel") if matrix.quantised else None
-        counts[name, matrix.rows, matrix.columns, matrix.bits, group, matrix.sparsity] += 1
+        bits = options.bits.number if _undecided(matrix, options) else matrix.bits
+        counts[name, matrix.rows, matrix.columns, bits, group, matrix.sparsity] += 1
     keys = ("name", "rows", "columns", "bits", "group_size", "sparsity")
     return [{**dict(zip(keys, key, strict=True)), "layers": count} for key, count in counts.items()]
 
 
+def _undecided(matrix: Matrix, options: CompressOptions) -> bool:
+    """Whether a matrix's bits are dealt out under an average."""
+    return not options.bits.whole and not any(re.search(one.expression, matrix.module) for one in options.bits_for)
+
+
+def _averaged(plan: Plan, options: CompressOptions) -> Plan:
+    """The plan with the next bits below the average asked for, or above it as long as the average allows."""
+    asked = options.bits.number
+    low = max(bits for bits in CODE_BITS if bits <= asked)
+    high = min(bits for bits in CODE_BITS if bits >= asked)
+    left = (asked - low) * sum(m.rows * m.columns for m in plan.matrices if _undecided(m, options))
+    matrices = []
+    for matrix in plan.matrices:
+        if _undecided(matrix, options):
+            more = (high - low) * matrix.rows * matrix.columns
+            taken = more <= left
+            left -= more if taken else 0
+            matrix = replace(matrix, bits=high if taken else low)
+        matrices.append(matrix)
+    return replace(plan, matrices=tuple(matrices))
+
+
 def estimate(options: CompressOptions, layout: Layout) -> Estimate:
-    """Bytes and operations of a run: two forwards of the layers, a Hessian each group of inputs, the sweep."""
+    """What a run writes and takes. Where bits are dealt out by measurement, which has to wait, sizes are near."""
     plan = draw_up(options, layout)
-    tensors = {spec.name: (spec.dtype, tuple(spec.shape)) for spec in specs(plan, options, layout)}
+    dealt = plan if options.bits.whole else _averaged(plan, options)
+    tensors = {spec.name: (spec.dtype, tuple(spec.shape)) for spec in specs(dealt, options, layout)}
     output = sum(nbytes(dtype, shape) for dtype, shape in tensors.values())
     moved = sum(nbytes(dtype, shape) for dtype, shape in layout.tensors.values()) + output
-    parameters = Counter[int]()
-    hessians = Counter[int]()
-    for matrix in plan.matrices:
-        parameters[matrix.layer] += matrix.rows * matrix.columns
-        hessians[matrix.layer] += matrix.columns**2
-    embedding = max(math.prod(shape) for _, shape in layout.tensors.values())
-    largest = max(parameters.values())
-    flops, hidden, statistics = 0, 0, 0
-    if options.needs_text or options.calibration_text:
-        length = sequence_length(options, layout.config)
-        tokens = (options.samples + held_out_samples(options.samples)) * length
-        width = min(matrix.columns for matrix in plan.matrices)
-        hidden = 4 * tokens * width
-        statistics = 2 * 4 * max(hessians.values())
-        flops = sum(4 * tokens * n for n in parameters.values()) + sum(2 * tokens * n for n in hessians.values())
-    if options.method == "gptq":
-        flops += sum(2 * m.rows * m.columns**2 + 2 * m.columns**3 for m in plan.matrices)
-    working = 4 * (4 * largest + 2 * max(m.columns for m in plan.matrices) ** 2)
+    texts = options.needs_text or bool(options.calibration_text)
+    length = sequence_length(options, layout.config) if texts else 1
+    count = Counting(options, dealt, layout, options.samples, held_out_samples(options.samples), length, moved)
+    found = cost.parts(count)
+    totals = cost.totals(found)
     config = dict(layout.config)
-    packed = schemes(plan, options)
+    packed = schemes(dealt, options)
     if packed:
         config["quantization_config"] = quantization_config(packed, [])
     return Estimate(
         layout=Layout(tensors, config),
         output_bytes=output,
-        peak_host_bytes=hidden + statistics + working + 4 * embedding,
-        peak_device_bytes=statistics + working + 4 * embedding,
-        flops=flops,
-        bytes_moved=moved,
-        details={"matrices": table(plan), "skipped": list(plan.skipped)},
+        peak_host_bytes=totals["peak_bytes"] + (count.hidden if texts else 0),
+        peak_device_bytes=totals["peak_bytes"],
+        flops=totals["flops"],
+        bytes_moved=totals["bytes_moved"],
+        details={
+            "parts": [part.told() for part in found],
+            "matrices": table(plan, options),
+            "skipped": list(plan.skipped),
+        },
     )
 
 

@@ -22,9 +22,21 @@ def solve_layer(job: Job, layer: Layer) -> list[dict[str, Any]]:
     """Compress and write every planned matrix of a layer; returns their rows of the report, in the plan's order."""
     visits = _visits(job, layer)
     tuned = _tune(job, layer, visits) if job.options.tune else None
-    made = list(_visit(job, layer, visits, tuned))
-    order = {matrix.name: place for place, matrix in enumerate(job.plan.of_layer(layer.index))}
+    planned = job.plan.of_layer(layer.index)
+    made = []
+    with job.context.reporter.progress(f"layer {layer.index}", len(planned)) as bar:
+        for row in _visit(job, layer, visits, tuned):
+            made.append(row)
+            bar.advance(1, _note(row))
+    order = {matrix.name: place for place, matrix in enumerate(planned)}
     return sorted(made, key=lambda row: order[row["name"]])
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    """What to show of a matrix that is done: its name within the layer, and its error."""
+    name = row["name"].split(f".{row['layer']}.", 1)[-1].removesuffix(".weight")
+    error = row["error_calibration"] if row["error_held_out"] is None else row["error_held_out"]
+    return name if error is None else f"{name} error {error:.4f}"
 
 
 def _visits(job: Job, layer: Layer) -> list[list[Group]]:

@@ -125,7 +125,7 @@ def _through(job: Job, drawn: calibration.Calibration) -> tuple[Walk, list[dict[
     walk = Walk(job.assembly, tokens, samples=samples, dense_from=0 if both else samples, scratch=context.work)
     rows: list[dict[str, Any]] = []
     layers: list[dict[str, Any]] = []
-    with context.reporter.progress("compress", len(job.assembly.layers)) as bar:
+    with context.reporter.progress("compress layers", len(job.assembly.layers)) as bar:
         for layer in walk:
             unit = f"layer {layer.index}"
             if unit not in context.journal.done:
@@ -150,13 +150,13 @@ def _note(layer: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     errors = [row["error_calibration"] for row in rows if row["error_calibration"] is not None]
     if found is None and errors:
         found = sum(errors) / len(errors)
-    return "" if found is None else f"error {found:.4f}"
+    return "" if found is None else f"layer {layer['layer']} error {found:.4f}"
 
 
 def _without_text(job: Job) -> Iterator[dict[str, Any]]:
     """Rounding needs no inputs: matrices are read, rounded and written one by one."""
     context = job.context
-    with context.reporter.progress("compress", len(job.plan.matrices)) as bar:
+    with context.reporter.progress("compress matrices", len(job.plan.matrices)) as bar:
         for matrix in job.plan.matrices:
             if matrix.name not in context.journal.done:
                 started = time.monotonic()

@@ -190,7 +190,7 @@ def _budget(count: Counting) -> Part:
     logits = tokens * count.table / count.width
     walked = count.samples * count.length
     squares = [sum(group.columns**2 for group in groups) for groups in count.layers]
-    part = Part("budget", 0, 0, FLOAT * (count.whole + 6 * count.largest + max(squares) + 3 * logits))
+    part = Part("budget", 0, 0, FLOAT * (count.whole + 6 * count.largest + max(squares) + 6 * logits))
     part.flops += 2 * walked * sum(works) + tokens * (sum(works) + 2 * count.table)
     part.flops += sum(2 * walked * group.share * group.columns**2 for group in _groups(count))
     for kind, deals, tried in (("zeros", options.deals_zeros, ZEROS_TRIED), ("bits", options.deals_bits, BITS_TRIED)):
@@ -218,7 +218,8 @@ def _tune(count: Counting) -> Part:
         part.flops += steps * tokens * 3 * one + everything * one
         part.bytes_moved += steps * (ADAM_BYTES * tuned + FLOAT * SEEN_PASSES * 3 * tokens * count.width)
     seen = max(sum(group.columns + group.rows for group in groups) for groups in count.layers)
-    part.peak_bytes = count.base + FLOAT * (7 * count.largest + 3 * tokens * seen)
+    # weights, gradients, both moments, and all of it twice more while it goes to disk; what backward needs of a step
+    part.peak_bytes = count.base + FLOAT * (16 * count.largest + 5 * tokens * seen)
     return part
 
 

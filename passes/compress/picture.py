@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -32,6 +33,8 @@ def draw(report: Mapping[str, Any]) -> bytes | None:
     panels = panels_of(report)
     if not any(series for panel in panels.values() for series in panel.values()):
         return None
+    # what it says of its font cache is nothing to who runs a pass
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

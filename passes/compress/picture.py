@@ -21,8 +21,10 @@ STYLES = {"error_held_out": "-", "error_calibration": (0, (4, 2))}
 LABELS = {"error_held_out": "held-out text", "error_calibration": "calibration text"}
 BLOCK = "whole layer"
 DEALT = {"sparsity": ("sparsity_asked", "zeros, %"), "bits": ("bits", "bits")}
-# Cells of a table wider than this have no figures in them.
-MOST_FIGURES = 48
+# A table of more digits in a row than this has no figures in its cells.
+MOST_DIGITS = 96
+# A kind's name of more letters leaves no room for a word beside it.
+LONG_NAME = 12
 
 Series = dict[int, float]
 Panel = dict[str, Series]
@@ -72,8 +74,13 @@ def _by_layer(rows: Sequence[Mapping[str, Any]], key: str) -> Series:
     return {layer: sum(found) / len(found) for layer, found in sorted(values.items())}
 
 
+def _dealt(report: Mapping[str, Any]) -> list[str]:
+    """What a budget dealt out."""
+    return [what for what in DEALT if any(what in row for row in report.get("budget", []))]
+
+
 def _compose(figure: Figure, report: Mapping[str, Any], panels: Mapping[str, Panel]) -> None:
-    dealt = [what for what in DEALT if any(what in row for row in report.get("budget", []))]
+    dealt = _dealt(report)
     columns = min(4, math.ceil(len(panels) / 2)) if len(panels) > 3 else len(panels)
     rows = math.ceil(len(panels) / columns)
     share = 0.30 if dealt else 0.0
@@ -85,7 +92,7 @@ def _compose(figure: Figure, report: Mapping[str, Any], panels: Mapping[str, Pan
     )
     for place, kind in enumerate(panels):
         axes = figure.add_subplot(grid[divmod(place, columns)])
-        _panel(axes, kind, panels)
+        _panel(axes, kind, panels, rows)
         below = place + columns >= len(panels)
         axes.tick_params(labelleft=place % columns == 0, labelbottom=True)
         if below:
@@ -93,21 +100,29 @@ def _compose(figure: Figure, report: Mapping[str, Any], panels: Mapping[str, Pan
         if place % columns == 0:
             axes.set_ylabel("relative error")
     if dealt:
+        # room for the kinds' names on the left
+        left = 0.03 + 0.0072 * max(len(kind) for kind in panels)
         tables = figure.add_gridspec(
-            1, len(dealt), left=0.105, right=0.985, top=bottom + share * (top - bottom) - 0.03, bottom=bottom
+            1,
+            len(dealt),
+            left=left,
+            right=0.985,
+            top=bottom + share * (top - bottom) - 0.03,
+            bottom=bottom,
+            wspace=2.2 * left,
         )
         for place, what in enumerate(dealt):
-            _table(figure, figure.add_subplot(tables[0, place]), report, what)
+            _table(figure, figure.add_subplot(tables[0, place]), report, what, len(dealt))
 
 
 def _title(figure: Figure, report: Mapping[str, Any]) -> None:
     from matplotlib.lines import Line2D
 
     said = report["options"]
-    share = " on average" if said["budget"] == "measured" else ""
-    words = [f"{said['bits']:g} bits{share}"] if said["bits"] < 16 else []
+    share = {what: " on average" if what in _dealt(report) else "" for what in DEALT}
+    words = [f"{said['bits']:g} bits{share['bits']}"] if said["bits"] < 16 else []
     if said["sparsity"]:
-        words.append(f"{100 * said['sparsity']:g} % zeros")
+        words.append(f"{100 * said['sparsity']:g} % zeros{share['sparsity']}")
     if said["pattern"] != "unstructured":
         words.append(f"{said['pattern']} zeros")
     if said["bits"] < 16:
@@ -133,7 +148,7 @@ def _limits(panels: Mapping[str, Panel]) -> tuple[float, float]:
     return min(values) / 1.3, max(values) * 1.3
 
 
-def _panel(axes: Axes, kind: str, panels: Mapping[str, Panel]) -> None:
+def _panel(axes: Axes, kind: str, panels: Mapping[str, Panel], rows: int) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
     axes.set_yscale("log")
@@ -153,12 +168,12 @@ def _panel(axes: Axes, kind: str, panels: Mapping[str, Panel]) -> None:
             markersize=5,
             zorder=3,
         )
-    axes.set_title(kind, loc="left", fontsize=14, fontweight="bold")
-    _means(axes, panels[kind])
+    axes.set_title(kind, loc="left", fontsize=14 if len(kind) <= LONG_NAME else 12, fontweight="bold")
+    _means(axes, panels[kind], [] if len(kind) > LONG_NAME else [("mean", "0.35")])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     low, high = _limits(panels)
     axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 2000 else (1.0,)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 4000 / rows**2 else (1.0,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
     axes.yaxis.set_minor_locator(LogLocator(subs=()))
     axes.grid(axis="y", color="0.93", linewidth=0.8)
@@ -166,17 +181,17 @@ def _panel(axes: Axes, kind: str, panels: Mapping[str, Panel]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _means(axes: Axes, panel: Panel) -> None:
+def _means(axes: Axes, panel: Panel, before: list[tuple[str, str]]) -> None:
     """Over a panel's right end: the means over the layers, in their lines' colours."""
     told = [(f"{sum(series.values()) / len(series):.2g}", COLOURS[key]) for key, series in panel.items() if series]
-    for place, (text, colour) in enumerate([("mean", "0.35"), *told]):
-        right = 1 - 0.19 * (len(told) - place)
+    for place, (text, colour) in enumerate(texts := [*before, *told], start=1):
+        right = 1 - 0.19 * (len(texts) - place)
         axes.annotate(
             text, (right, 1), (0, 5), "axes fraction", "offset points", ha="right", color=colour, fontsize=11.5
         )
 
 
-def _table(figure: Figure | SubFigure, axes: Axes, report: Mapping[str, Any], what: str) -> None:
+def _table(figure: Figure | SubFigure, axes: Axes, report: Mapping[str, Any], what: str, beside: int) -> None:
     """What a budget dealt to each kind of matrix in each layer."""
     from matplotlib.colors import BoundaryNorm
     from matplotlib.ticker import MaxNLocator
@@ -196,7 +211,7 @@ def _table(figure: Figure | SubFigure, axes: Axes, report: Mapping[str, Any], wh
     box = (layers.start - 0.5, layers.stop - 0.5, len(kinds) - 0.5, -0.5)
     shown = axes.imshow(cells, aspect="auto", cmap="cividis", interpolation="nearest", norm=norm, extent=box)
     axes.set_title(f"dealt by the measured budget: {label}", loc="left", fontsize=14, fontweight="bold")
-    axes.set_yticks(range(len(kinds)), kinds)
+    axes.set_yticks(range(len(kinds)), kinds, fontsize=13 if len(kinds) < 9 else 10)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
     axes.set_xlabel("layer")
     axes.spines[:].set_visible(False)
@@ -205,10 +220,10 @@ def _table(figure: Figure | SubFigure, axes: Axes, report: Mapping[str, Any], wh
     if what == "bits":
         bar.set_ticks(steps, labels=[f"{step:g}" for step in steps])
         bar.minorticks_off()
-    if len(layers) > MOST_FIGURES:
+    if len(layers) * beside * (1 if what == "bits" else 2) > MOST_DIGITS * (1.5 if beside > 1 else 1):
         return
     middle = steps[len(steps) // 2] if what == "bits" else (steps[0] + steps[-1]) / 2
-    size = 8.5 if len(layers) > 24 else 10
+    size = 8.5 if len(layers) * beside > 48 or len(kinds) > 8 else 10
     for y, values in enumerate(cells):
         for x, value in enumerate(values):
             if not math.isnan(value):

@@ -31,7 +31,7 @@ def drawn(kinds: tuple[str, ...], depth: int, *dealt: str, held_out: bool = True
 
     return {
         "options": {"bits": 4, "sparsity": 0.5, "pattern": "unstructured", "group-size": 32, "method": "gptq"}
-        | {"budget": "measured", "tune": 0, "polish": 80},
+        | {"tune": 0, "polish": 80},
         "kinds": [{"kind": kind} for kind in kinds],
         "matrices": [
             {"kind": kind, "layer": layer, "bits": draw.choice([2, 3, 4, 8]), "sparsity_asked": draw.random()}

@@ -60,7 +60,10 @@ def measure(job: Job, tokens: torch.Tensor) -> tuple[Plan, list[dict[str, Any]]]
     tables: list[dict[str, Any]] = []
     for kind in kinds:
         found = {name: share for (of, name), share in shares.items() if of == kind}
-        given = _deal(job, kind, found)
+        unit = f"budget of {kind}"
+        if unit not in job.context.journal.done:
+            job.context.journal.record(unit, _deal(job, kind, found))
+        given = job.context.journal.done[unit]
         got = {matrix.name: given[name] for name, share in found.items() for matrix in share.members}
         what = "sparsity" if kind == "zeros" else "bits"
         plan = replace(
@@ -121,9 +124,10 @@ def _measure(job: Job, shares: dict[tuple[Kind, str], Share], tokens: torch.Tens
         dense = None
         with job.context.reporter.progress("measure budget", len(layers)) as bar:
             for layer in walk:
+                if dense is None:
+                    # from the first layer, whichever comes next: from another they would be rounded otherwise
+                    dense = walk.onward(layer.index, rows).float().log_softmax(-1)
                 if f"budget {layer.index}" not in journal.done:
-                    if dense is None:
-                        dense = walk.onward(layer.index, rows).float().log_softmax(-1)
                     journal.record(f"budget {layer.index}", {"found": _measure_layer(job, shares, layer, rows, dense)})
                 bar.advance()
         job.assembly.release("")

@@ -78,7 +78,13 @@ def _tune(job: Job, layer: Layer, visits: list[list[Group]]) -> dict[str, Pruned
     matrices = {matrix.local: matrix for matrix in job.plan.of_layer(layer.index)}
     with reporter.progress(f"tune layer {layer.index}", steps) as bar:
         bar.advance(len(training.losses))
-        return tune.tune(layer, matrices, training, job.context.seed, lambda loss: bar.advance(1, f"loss {loss:.4f}"))
+        seed, note = job.context.seed, lambda loss: bar.advance(1, f"loss {loss:.4f}")
+        tuned = tune.tune(layer, matrices, training, seed, note)
+    # what the layer's matrices meet from here on does not hang on whether the tuning was interrupted
+    for path, matrix in matrices.items():
+        if matrix.name in tuned:
+            layer.replace(path, matrix.turned(tuned[matrix.name].weight))
+    return tuned
 
 
 def _pruned(

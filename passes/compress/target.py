@@ -11,10 +11,10 @@ from rewright.passes.compress.statistics import Moments
 DAMP = 0.05
 
 
-def fit(weight: torch.Tensor, moments: Moments, name: str, damp: float = DAMP) -> torch.Tensor:
-    """The weights of least |t - (W' - W) x|^2 + damp mean(diag H) |W' - W|^2, t as in `statistics`.
+def fit(weight: torch.Tensor, moments: Moments, name: str) -> torch.Tensor:
+    """The weights of least |t - (W' - W) x|^2 + DAMP mean(diag H) |W' - W|^2, t as in `statistics`.
 
-    `weight` (r, c) float32, stacked matrices of one input. W' = W + T (H + damp mean(diag H) I)^-1 with T = t x^T.
+    `weight` (r, c) float32, stacked matrices of one input. W' = W + T (H + DAMP mean(diag H) I)^-1 with T = t x^T.
     Returns (r, c); the weights themselves where no drift was taken or no input came. Raises BoundError naming the
     matrix when the Hessian has no factor.
     """
@@ -22,5 +22,5 @@ def fit(weight: torch.Tensor, moments: Moments, name: str, damp: float = DAMP) -
     if moments.drift is None or not bool(moments.hessian.diagonal().any()):
         return weight
     wanted = moments.drift if moments.writes else weight @ moments.drift
-    lower, _ = damped_cholesky(moments.hessian, damp, name)
+    lower, _ = damped_cholesky(moments.hessian, DAMP, name)
     return weight + torch.cholesky_solve(wanted.t(), lower).t()

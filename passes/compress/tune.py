@@ -50,6 +50,9 @@ def tune(
     """
     walk, dtype = layer.walk, layer.walk.assembly.dtype
     layer.look_ahead()
+    fixed = {path: training.constants[f"fixed {path}"] for path in matrices if f"fixed {path}" in training.constants}
+    for path, weight in fixed.items():
+        layer.replace(path, matrices[path].turned(weight))
     size = max(1, STEP_TOKENS // walk.tokens.shape[1])
     keeps = {path: training.constants.get(f"keep {path}") for path in matrices}
 
@@ -68,8 +71,7 @@ def tune(
         return (output - aim).square().sum() / aim.square().sum()
 
     training.run(loss_at, note)
-    found = {**training.done()}
-    fixed = {path: training.constants[f"fixed {path}"] for path in matrices if f"fixed {path}" in training.constants}
+    found = training.done()
     tuned: dict[str, Pruned] = {}
     for path, weight in {**found, **fixed}.items():
         left = masked(path, weight)

@@ -180,12 +180,12 @@ def watched(slots: Mapping[str, Slot], note: Note, *, outputs: bool = True) -> I
             elif isinstance(slot, Expert):
                 routed[path] = slot
         if routed:
-            stack.enter_context(_watched_experts(routed, note))
+            stack.enter_context(_watched_experts(routed, note, outputs=outputs))
         yield
 
 
 @contextmanager
-def _watched_experts(slots: Mapping[str, Expert], note: Note) -> Iterator[None]:
+def _watched_experts(slots: Mapping[str, Expert], note: Note, *, outputs: bool) -> Iterator[None]:
     """Before the experts run, do what each of them will do, one after the other."""
     module = next(iter(slots.values())).fused.module
     uses: dict[tuple[str, int], list[str]] = {}
@@ -201,9 +201,9 @@ def _watched_experts(slots: Mapping[str, Expert], note: Note) -> Iterator[None]:
             if stage != FUSED[0]:
                 first = Fused(module, FUSED[0], fused.transposed)
                 inputs = module._apply_gate(first.apply(expert, inputs))  # type: ignore[operator]  # a method
-            outputs = fused.apply(expert, inputs)
+            made = fused.apply(expert, inputs) if outputs else None
             for path in paths:
-                note(path, inputs, outputs if fused.transposed else outputs[:, slots[path].rows])
+                note(path, inputs, made if made is None or fused.transposed else made[:, slots[path].rows])
 
     handle = module.register_forward_pre_hook(look, with_kwargs=True)
     try:

@@ -75,7 +75,9 @@ def test_experts_that_are_missing_or_odd_are_named(tiny_copy: Callable[[str], Pa
 @pytest.mark.parametrize("name", MOE)
 def test_experts_are_seen_with_the_tokens_routed_to_them(name: str, tiny: Callable[[str], Path]) -> None:
     """What goes into the second matrices and comes out of them, weighed as routed, is what the module returns."""
-    layer = first(tiny(name))
+    # as many rows at a time as the hook sees, held out so that outputs are there
+    walk = layers(tiny(name), dense_from=0, samples=0)
+    layer = next(iter(walk))
     module = layer.module.get_submodule("mlp.experts")
     calls: list[tuple[torch.Tensor, ...]] = []
 
@@ -86,7 +88,7 @@ def test_experts_are_seen_with_the_tokens_routed_to_them(name: str, tiny: Callab
     layer.walk.run_layer(layer.index, layer.walk.hidden("compressed", slice(0, 4)))
     handle.remove()
     ((hidden, chosen, weights, output),) = calls
-    (batch,) = list(layer.meet([path for path in layer.linears if "experts" in path], dense=False))
+    (batch,) = list(layer.meet([path for path in layer.linears if "experts" in path], dense=True))
     total = torch.zeros_like(output)
     for expert in range(4):
         tokens, place = torch.where(chosen == expert)
@@ -105,6 +107,8 @@ def _is(path: str, expert: int) -> bool:
 @pytest.mark.parametrize("name", MOE)
 def test_one_expert_is_replaced_and_put_back(name: str, tiny: Callable[[str], Path]) -> None:
     walk = layers(tiny(name), dense_from=0)
+    # as many rows at a time as the oracle has
+    walk.batches = [slice(0, 4)]
     oracle = AutoModelForCausalLM.from_pretrained(tiny(name), dtype=torch.float32).eval()
     for layer in walk:
         if layer.index == 0:

@@ -43,17 +43,17 @@ def prune(
     norm = diagonal.sqrt()
     damped.div_(norm).div_(norm[:, None]).div_(RHO)
     scaled = weight * norm
-    target = scaled @ damped
+    target = torch.mm(scaled, damped)
     damped.diagonal().add_(1.0)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     found, dual = scaled, torch.zeros_like(scaled)
     if keep is None:
         for step in range(1, CHOOSING + 1):
             keep = _largest(found + dual, members, pattern, block, 1 - (1 - step / CHOOSING) ** 3)
-            found = admm_step(target, found, dual, keep) @ inverse
+            found = torch.mm(admm_step(target, found, dual, keep), inverse)
     assert keep is not None
     for _ in range(SETTLING):
-        found = admm_step(target, found, dual, keep) @ inverse
+        found = torch.mm(admm_step(target, found, dual, keep), inverse)
     return keep, (found + dual).mul_(keep).div_(norm)
 
 

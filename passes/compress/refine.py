@@ -65,7 +65,7 @@ class _State:
     def improve(self, start: int, stop: int) -> None:
         """The scale, then the codes of one group."""
         span = slice(start, stop)
-        gradient = self.hessian[span] @ self.gap
+        gradient = torch.mm(self.hessian[span], self.gap)
         inner = self.hessian[span, span]
         index = start * (0 if self.scale is None else len(self.scale)) // self.columns
         if self.scale is not None:
@@ -100,7 +100,7 @@ class _State:
         if self.zero is not None:
             levels = levels - self.zero[index]
         slope = (gradient * levels).sum(dim=0)
-        pull = inner @ levels
+        pull = torch.mm(inner, levels)
         curve = (pull * levels).sum(dim=0)
         scale = self.scale[index]
         wanted = (scale - slope / curve).to(self.solved.scale.dtype).float()

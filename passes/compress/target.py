@@ -21,6 +21,6 @@ def fit(weight: torch.Tensor, moments: Moments, name: str) -> torch.Tensor:
     assert moments.hessian is not None
     if moments.drift is None or not bool(moments.hessian.diagonal().any()):
         return weight
-    wanted = moments.drift if moments.writes else weight @ moments.drift
+    wanted = moments.drift if moments.writes else torch.mm(weight, moments.drift)
     lower, _ = damped_cholesky(moments.hessian, DAMP, name)
     return weight + torch.cholesky_solve(wanted.t(), lower).t()

@@ -14,14 +14,15 @@ import pstats
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rewright.formats.checkpoint import Checkpoint
+from rewright.passes.compress.fit import Fitter
 from rewright.passes.compress.plan import draw_up
-from rewright.passes.compress.run import solve_group
 from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.compress.statistics import gather
 from rewright.passes.context import Silent
@@ -59,12 +60,16 @@ def python_share(profile: cProfile.Profile) -> float:
     return 1 - inside / total
 
 
-def measure(sparsity: float, group_size: int) -> dict[str, Any]:
-    """Solve every layer twice: once timed, once profiled."""
+def measure(sparsity: float, group_size: int, full: bool) -> dict[str, Any]:
+    """Solve every layer twice: once timed, once profiled. `full`: as the defaults have it, not by the sweep alone."""
     torch.set_num_threads(1)
     options = CompressOptions(
-        bits=4, group_size=GroupSize(group_size), sparsity=sparsity or None, calibration_text=(Path("-"),)
+        group_size=GroupSize(group_size),
+        sparsity=sparsity or None,
+        calibration_text=(Path("-"),),
     )
+    if not full:
+        options = replace(options, target="own", mask="sweep", refine=0)
     layers: list[dict[str, float]] = []
     parameters = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -72,22 +77,27 @@ def measure(sparsity: float, group_size: int) -> dict[str, Any]:
         tensors = {name: (entry.dtype, entry.shape) for name, entry in source.entries.items()}
         plan = draw_up(options, Layout(tensors, source.config or {}))
         tokens = torch.randint(0, 512, (16, 256), generator=torch.Generator().manual_seed(0))
-        for layer in Walk(Assembly(source, torch.float32, torch.device("cpu")), tokens):
+        fitter = Fitter(options, torch.bfloat16, Silent())
+        walk = Walk(Assembly(source, torch.float32, torch.device("cpu")), tokens, dense_from=0 if full else None)
+        for layer in walk:
             seconds, share = 0.0, cProfile.Profile()
-            for shared in gather(layer, plan.of_layer(layer.index), len(tokens)):
+            planned = {matrix.local: matrix for matrix in plan.of_layer(layer.index)}
+            groups = [tuple(planned[path] for path in paths) for stage in layer.stages() for paths in stage]
+            for shared in gather(layer, groups, dense=full, writers=plan.family.writers):
                 weights = [matrix.turned(layer.weight(matrix.local)).float() for matrix in shared.matrices]
                 parameters += sum(weight.numel() for weight in weights)
                 started = time.process_time()
-                solve_group(Silent(), options, plan.scales, shared.matrices, weights, shared.own)
+                list(fitter.fit(shared, fitter.prune(shared, weights)))
                 seconds += time.process_time() - started
                 share.enable()
-                solve_group(Silent(), options, plan.scales, shared.matrices, weights, shared.own)
+                list(fitter.fit(shared, fitter.prune(shared, weights)))
                 share.disable()
             layers.append({"cpu_seconds": round(seconds, 3), "python_share": round(python_share(share), 3)})
     return {
         "linear_parameters": parameters,
         "sparsity": sparsity,
         "group_size": group_size,
+        "how": "default" if full else "sweep alone",
         "threads": 1,
         "cpu_seconds": round(sum(layer["cpu_seconds"] for layer in layers), 3),
         "layers": layers,
@@ -100,14 +110,17 @@ def page(found: list[dict[str, Any]]) -> str:
         "# What the solve of `compress` takes on a CPU",
         "",
         "A random Llama of 6.42 M linear parameters (hidden 512, 2 layers), 16 x 256 tokens, one thread: CPU seconds",
-        "of all solves (factor, zeros, scales, sweep), and for each layer the share spent in Python and not in torch.",
+        "of all solves (`sweep alone`: factor, zeros, scales, sweep; `default`: target, ADMM and refinement too), and",
+        "for each layer the share spent in Python and not in torch.",
         "",
-        "| sparsity | group size | CPU seconds | Python's share, by layer |",
-        "|---|---|---|---|",
+        "| how | sparsity | group size | CPU seconds | Python's share, by layer |",
+        "|---|---|---|---|---|",
     ]
     for one in found:
         shares = ", ".join(f"{layer['python_share']:.0%}" for layer in one["layers"])
-        lines.append(f"| {one['sparsity']:g} | {one['group_size']} | {one['cpu_seconds']:.2f} | {shares} |")
+        lines.append(
+            f"| {one['how']} | {one['sparsity']:g} | {one['group_size']} | {one['cpu_seconds']:.2f} | {shares} |"
+        )
     facts = ", ".join(f"{name} {value}" for name, value in machine("cpu").items())
     return "\n".join(
         [*lines, "", "Command: `python -m tests.bench.solve --out docs/results`", "", f"Machine: {facts}", ""]
@@ -118,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="folder for solve.json and solve.md")
     given = parser.parse_args(argv)
-    found = [measure(sparsity, group) for sparsity in (0.0, 0.5) for group in (128, 32)]
+    found = [measure(zeros, group, full) for full in (False, True) for zeros in (0.0, 0.5) for group in (128, 32)]
     if given.out:
         (given.out / "solve.json").write_text(json.dumps({"machine": machine("cpu"), "runs": found}, indent=1) + "\n")
         (given.out / "solve.md").write_text(page(found))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,19 +57,43 @@ def test_the_peer_of_the_sweep_computes_the_same() -> None:
     assert torch.allclose(error, sweep.error, atol=1e-5)
 
 
-def test_the_solve_is_measured() -> None:
-    found = solve.measure(0.5, 128)
+@pytest.mark.parametrize("full", [False, True])
+def test_the_solve_is_measured(full: bool) -> None:
+    found = solve.measure(0.5, 128, full)
     assert found["linear_parameters"] == 6_422_528
     assert found["cpu_seconds"] > 0
     assert all(0 < layer["python_share"] < 1 for layer in found["layers"])
     assert "| 0.5 | 128 |" in solve.page([found])
 
 
-def test_the_quality_study_measures_every_case() -> None:
-    cases = list(quality.cases())
-    assert len(cases) == 14
-    setting, method, options = cases[-1]
-    found = quality.measure(quality.DATA / "stories260K", {**options, "samples": 2, "sequence-length": 32}, 0, 1)
-    runs = [{"setting": setting, "method": method, "seed": 0, **found}]
-    results = {"about": "", "command": "", "machine": {}, "models": {"m": {"dense": 4.0, "runs": runs}}}
-    assert f"{found['perplexity']:.2f} |" in quality.table(results)
+def test_the_quality_study_makes_every_setting_once() -> None:
+    seen = [(setting, recipe.name) for setting, recipe, _ in quality.cases(quality.RECIPES)]
+    assert len(set(seen)) == len(seen)
+    settings = {setting for setting, _ in seen}
+    assert {"W4", "W3 + 50 %", "W8 + 2:4", "16:32"} <= settings
+    assert ("W4", "Wanda, RTN") not in seen
+    two = next(stages for at, recipe, stages in quality.cases(quality.RECIPES) if recipe.name.endswith("keeps them"))
+    assert [stage["bits"] for stage in two] == [16, 8]
+    assert "sparsity" in two[0]
+    assert "sparsity" not in two[1]
+
+
+def test_the_quality_study_is_done_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "measure", lambda *_: {"perplexity": {"stories": 5.0, "other stories": 6.0}})
+    monkeypatch.setattr(quality.Texts, "score", lambda *_: {"stories": 4.0, "other stories": 4.5})
+    said = [str(quality.DATA / "stories260K"), "--out", str(tmp_path), "--recipes=default", "--settings"]
+    quality.main([*said, "W4"])
+    monkeypatch.setattr(quality, "measure", lambda *_: {"perplexity": {"stories": 7.0, "other stories": 8.0}})
+    quality.main([*said, "W4|W3"])
+    page = (tmp_path / "compress.md").read_text()
+    assert "| default | 5.00 | 7.00 |" in page
+    assert "| default | 6.00 | 8.00 |" in page
+
+
+def test_the_quality_study_measures_a_chain_under_other_constants(tmp_path: Path) -> None:
+    given = argparse.Namespace(group_size=32, samples=2, threads=1)
+    texts = quality.Texts(tmp_path, {})
+    stages = [{"bits": 16, "sparsity": 0.5, "admm.RHO": 3.0}, {"bits": 4, "mask": "keep", "refine": 1}]
+    found = quality.measure(quality.DATA / "stories260K", texts, stages, 0, given)
+    assert found["sparsity"] >= 0.5
+    assert found["perplexity"]["stories"] > 4

@@ -170,7 +170,7 @@ def test_no_words_is_help_and_usage(process: Any) -> None:
     ("line", "wanted"),
     [
         ("rewright ch", ["chain"]),
-        ("rewright compress --bi", ["--bits"]),
+        ("rewright compress --bi", ["--bits", "--bits-for"]),
         ("rewright compress --method g", ["gptq"]),
         ("rewright compress --dtype b", ["bf16"]),
         ("rewright chain src dst comp", ["compress"]),

@@ -25,26 +25,39 @@ from rewright.passes.errors import InputError
 from rewright.passes.inputs import Inputs
 from rewright.passes.recipe import Stage
 from rewright.passes.spec import fields_of
-from rewright.passes.values import GroupSize, Pattern
+from rewright.passes.values import Bits, BitsFor, GroupSize, Pattern, SparsityFor
 from tests.passes.conftest import STORIES
 from tests.passes.fakes import FAKE, FakeOptions, fake
 
 # For each option of `compress` and of a run another value than the one `_record` has.
 OTHER = {
-    "bits": 3,
+    "bits": Bits(3),
     "group_size": GroupSize(64),
     "symmetric": False,
     "sparsity": 0.25,
     "pattern": Pattern(2, 4),
     "method": "wanda",
     "clip": "minmax",
+    "target": "own",
+    "mask": "sweep",
+    "mask_block": 64,
+    "saliency": "quant-aware",
+    "sequential": "layer",
+    "refine": 5,
+    "order": "act",
+    "budget": "measured",
+    "tune": 5,
+    "polish": 5,
     "damp": 0.1,
-    "block_size": 64,
+    "bits_for": (BitsFor("q_proj", 3),),
+    "sparsity_for": (SparsityFor("q_proj", 0.1),),
     "samples": 64,
     "sequence_length": 99,
     "skip": ("a",),
     "format": "dense",
 }
+# What an option cannot stand beside.
+BESIDE = {"order": {"sparsity": None}}
 SPEED = {
     "device": "cpu",
     "kernels": "reference",
@@ -86,7 +99,8 @@ def test_every_option_is_thought_of() -> None:
 
 @pytest.mark.parametrize("name", OTHER)
 def test_every_option_of_the_pass_counts(name: str, text: Path) -> None:
-    assert _key(_compress(text, **{name: OTHER[name]})) != _key(_compress(text))
+    beside = BESIDE.get(name, {})
+    assert _key(_compress(text, **{name: OTHER[name]}, **beside)) != _key(_compress(text, **beside))
 
 
 @pytest.mark.parametrize("name", RESULT)

@@ -20,7 +20,7 @@ from rewright.passes.compress.spec import COMPRESS, CompressOptions
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.recipe import Stage
 from rewright.passes.spec import to_plain
-from rewright.passes.values import GroupSize, Pattern
+from rewright.passes.values import Bits, BitsFor, GroupSize, Pattern, SparsityFor
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 
@@ -34,15 +34,22 @@ def _options(**given: Any) -> CompressOptions | None:
 
 COMPRESSES = st.builds(
     _options,
-    bits=st.sampled_from([2, 3, 4, 8, 16]),
+    bits=st.sampled_from([Bits(2), Bits(3), Bits(3.5), Bits(4), Bits(8), Bits(16)]),
+    budget=st.sampled_from(["flat", "measured"]),
     group_size=st.builds(GroupSize, st.none() | st.integers(1, 4096)),
     symmetric=st.booleans(),
     sparsity=st.none() | st.floats(0, 0.99),
     pattern=st.sampled_from([Pattern(), Pattern(2, 4), Pattern(1, 2)]),
     method=st.sampled_from(["gptq", "rtn", "magnitude", "wanda"]),
-    clip=st.sampled_from(["minmax", "mse"]),
+    target=st.sampled_from(["dense", "own"]),
+    mask_block=st.none() | st.integers(1),
+    saliency=st.sampled_from(["quant-aware", "obs"]),
+    clip=st.sampled_from(["hdiag", "minmax", "mse"]),
+    sequential=st.sampled_from(["module", "layer"]),
+    refine=st.integers(0, 100),
     damp=st.floats(0, 1),
-    block_size=st.integers(8, 4096),
+    bits_for=st.lists(st.sampled_from([BitsFor("a=b", 3), BitsFor("v_proj", 8)]), max_size=2).map(tuple),
+    sparsity_for=st.lists(st.sampled_from([SparsityFor("a=b", 0.1), SparsityFor("up", 0.0)]), max_size=2).map(tuple),
     calibration_text=st.lists(TEXT.map(Path), max_size=3).map(tuple),
     samples=st.integers(1),
     sequence_length=st.none() | st.integers(2),
@@ -81,7 +88,7 @@ def test_set_says_what_a_recipe_says(stages: tuple[Stage, ...], data: st.DataObj
 
 
 def test_a_recipe_has_only_what_differs_from_the_defaults() -> None:
-    options = CompressOptions(method="rtn", bits=3, symmetric=False, skip=("a", "b"))
+    options = CompressOptions(method="rtn", bits=Bits(3), symmetric=False, skip=("a", "b"))
     said = (
         '[[stage]]\npass = "compress"\nbits = 3\nsymmetric = false\nmethod = "rtn"\nskip = [\n    "a",\n    "b",\n]\n'
     )
@@ -97,8 +104,8 @@ ONE = '[[stage]]\npass = "compress"\nmethod = "rtn"\n'
 @pytest.mark.parametrize(
     ("sets", "changed"),
     [
-        (["compress.bits=3"], {"bits": 3}),
-        (["1.bits=8", "compress.bits=3"], {"bits": 3}),
+        (["compress.bits=3"], {"bits": Bits(3)}),
+        (["1.bits=8", "compress.bits=3"], {"bits": Bits(3)}),
         (["1.group_size=32"], {"group_size": GroupSize(32)}),
         (["1.group-size=channel"], {"group_size": GroupSize(None)}),
         (["1.symmetric=false"], {"symmetric": False}),
@@ -135,8 +142,8 @@ def test_set(sets: Sequence[str], changed: dict[str, Any]) -> None:
         (f"{ONE}[[stage]]\npass = 3", [], 'stage 2 has no `pass = "NAME"`'),
         (f"{ONE}[[stage]]\npass = 'compres'", [], "stage 2 (compres): no pass `compres`"),
         (f"{ONE}bitz = 3", [], "stage 1 (compress): no option `bitz`"),
-        (f"{ONE}bits = 5", [], "stage 1 (compress): `bits` must be one of 2, 3, 4, 8, 16, not `5`"),
-        (f"{ONE}bits = 2020-01-01", [], "stage 1 (compress): `bits` must be one of"),
+        (f"{ONE}bits = 5", [], "stage 1 (compress): `--bits 5` can only be an average"),
+        (f"{ONE}bits = 2020-01-01", [], "stage 1 (compress): `bits` must be 2, 3, 4, 8, 16 or an average"),
         (f"{ONE}damp = 2020-01-01", [], "stage 1 (compress): `damp` must be a number, not `2020-01-01`"),
         (f"{ONE}samples = inf", [], "stage 1 (compress): `samples` must be a whole number, not `inf`"),
         (f"{ONE}skip = [[1]]", [], "stage 1 (compress): `skip` must be text, not `[1]`"),
@@ -149,7 +156,7 @@ def test_set(sets: Sequence[str], changed: dict[str, Any]) -> None:
         (ONE, ["1.pass=other"], "`--set 1.pass=other` is not `pass.option=value`"),
         (ONE, ["2.bits=3"], "`--set 2.bits=3` names no stage"),
         (ONE + ONE, ["compress.bits=3"], "`--set compress.bits=3` names several stages"),
-        (ONE, ["1.bits="], "stage 1 (compress): `bits` must be one of 2, 3, 4, 8, 16, not ``"),
+        (ONE, ["1.bits="], "stage 1 (compress): `bits` must be 2, 3, 4, 8, 16 or an average between 2 and 8, not ``"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_named(text: str, sets: Sequence[str], said: str) -> None:

@@ -16,8 +16,9 @@ from rewright.passes.compress import deal, hessian, solve, statistics
 from rewright.passes.compress.job import Job
 from rewright.passes.compress.plan import Matrix, Plan
 from rewright.passes.errors import UsageError
+from rewright.passes.layer import Layer
 from rewright.passes.values import CODE_BITS, UNQUANTISED
-from rewright.passes.walk import Layer, Walk
+from rewright.passes.walk import Walk
 
 Kind = Literal["zeros", "bits"]
 

@@ -13,7 +13,7 @@ from rewright.passes.compress.fit import Fitted, Pruned, round_off
 from rewright.passes.compress.job import Job
 from rewright.passes.compress.plan import Matrix
 from rewright.passes.compress.statistics import Moments, SharedInput
-from rewright.passes.walk import Layer
+from rewright.passes.layer import Layer
 
 Group = tuple[Matrix, ...]
 

@@ -17,7 +17,7 @@ from rewright.kernels.hessian_update import hessian_update
 from rewright.passes.compress.hessian import quadratic, relative_error
 from rewright.passes.compress.plan import Matrix
 from rewright.passes.errors import BoundError
-from rewright.passes.walk import Batch, Layer
+from rewright.passes.layer import Batch, Layer
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ import torch
 from rewright.passes.compress.fit import Pruned
 from rewright.passes.compress.plan import Matrix
 from rewright.passes.compress.training import Training, shuffled
-from rewright.passes.walk import Layer
+from rewright.passes.layer import Layer
 
 # Tokens of a step, in whole sequences.
 STEP_TOKENS = 2048

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 from rewright.formats.checkpoint import Checkpoint
 from rewright.passes.compress import output
 from rewright.passes.errors import InputError
+from rewright.passes.layer import Layer
 from rewright.passes.loading import Assembly, load
 from rewright.passes.summary import summary
-from rewright.passes.walk import Layer, Walk
+from rewright.passes.walk import Walk
 from tests.passes.compressing import change, compress, logits, plain, report
 from tests.passes.conftest import EXPERTS, make
 

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.passes.errors import InputError
+from rewright.passes.layer import Layer
 from rewright.passes.loading import Assembly, load
 from rewright.passes.models.families import FAMILIES, family_of
 from rewright.passes.summary import summary
-from rewright.passes.walk import Layer, Walk
+from rewright.passes.walk import Walk
 from tests.passes.compressing import compress, logits, plain, report
 from tests.passes.conftest import EXPERTS, PACKED, TINY, make
 

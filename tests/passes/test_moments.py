@@ -15,9 +15,10 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.passes.compress import statistics, target
 from rewright.passes.compress.plan import Matrix, draw_up
 from rewright.passes.compress.statistics import Moments, SharedInput
+from rewright.passes.layer import Layer
 from rewright.passes.loading import Assembly
 from rewright.passes.spec import Layout
-from rewright.passes.walk import Layer, Walk
+from rewright.passes.walk import Walk
 from tests.passes.problems import matrices, options
 
 CPU = torch.device("cpu")

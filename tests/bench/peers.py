@@ -48,7 +48,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "W4 + 16:32": ({"sparsity": 0.5, "mask": "16:32"}, {"pattern": "16:32"}),
 }
 OURS: dict[str, dict[str, Any]] = {
-    "sweep": {"target": "own", "mask": "sweep", "refine": 0},
+    "sweep": {"target": "own", "mask": "sweep", "refine": 0, "sequential": "layer"},
     "default": {},
 }
 # What is timed: the peer by GPTQ alone where it stands first, else with the zeros.

@@ -7,7 +7,7 @@ from typing import Any
 LABELS = {
     "0.14": "llm-compressor {llmcompressor}",
     "0.12": "llm-compressor {llmcompressor}",
-    "sweep": "`compress --target own --mask sweep --refine 0`",
+    "sweep": "`compress --target own --mask sweep --refine 0 --sequential layer`",
     "default": "`compress`, defaults",
 }
 STEPS = {"0.14": "GPTQ alone", "0.12": "SparseGPT, then GPTQ with the zeros kept", "sweep": "", "default": ""}

@@ -66,7 +66,9 @@ class CompressOptions:
         Literal["flat", "measured"],
         Opt("the same for every matrix, or as much as each can bear, by the KL of the logits that it costs"),
     ] = "flat"
-    tune: Annotated[int, Opt("steps of Adam on each layer's weights before they are rounded", min=0)] = 0
+    tune: Annotated[
+        int, Opt("steps of Adam on each layer's weights before they are rounded; pays where zeros are", min=0)
+    ] = 0
     polish: Annotated[int, Opt("steps of Adam on all scales and norms, by KL to the dense logits", min=0)] = 0
     damp: Annotated[float, Opt("added to the Hessian's diagonal, as a share of its mean", min=0, max=1)] = 0.01
     bits_for: Annotated[

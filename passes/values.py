@@ -77,7 +77,7 @@ class Bits:
         return self.number in CODE_BITS or self.number == UNQUANTISED
 
     def __str__(self) -> str:
-        return f"{self.number:g}"
+        return str(int(self.number)) if self.number == int(self.number) else str(self.number)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,17 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 
 def _options(**given: Any) -> CompressOptions | None:
+    """Options of draws, less the commonest contradictions; None where there are others."""
+    if given["method"] != "gptq":
+        given["budget"] = "flat"
+    if given["budget"] == "flat" and not given["bits"].whole:
+        given["bits"] = Bits(3)
+    if given["pattern"].of is not None:
+        given.update(sparsity=None, sparsity_for=())
+    elif given["method"] in ("magnitude", "wanda") or given["bits"].number == 16:
+        given["sparsity"] = given["sparsity"] or 0.5
+    if given["method"] in ("gptq", "wanda"):
+        given["calibration_text"] = given["calibration_text"] or (Path("text"),)
     try:
         return CompressOptions(**given)
     except UsageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass, fields
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from rewright.passes import registry
 from rewright.passes.context import RunOptions
 from rewright.passes.spec import Opt, fields_of, from_plain, to_plain
-from rewright.passes.values import GroupSize, Pattern
+from rewright.passes.values import Bits, BitsFor, GroupSize, Pattern, SparsityFor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +163,41 @@ def test_whole_numbers_however_they_are_written() -> None:
 
 def test_one_item_stands_for_a_list() -> None:
     assert from_plain(Options, {"needed": "x", "files": "a"}).files == (Path("a"),)
+
+
+BITS = st.builds(lambda n: Bits.parse(repr(n)), st.floats(2, 8) | st.sampled_from([2, 3, 4, 8, 16]))
+EXPRESSIONS = st.text(st.characters(exclude_characters="\\()[]{}*+?|^$", exclude_categories=["Cs"]), min_size=1)
+BITS_FOR = st.builds(BitsFor, EXPRESSIONS, st.sampled_from([2, 3, 4, 8, 16]))
+SPARSITY_FOR = st.builds(SparsityFor, EXPRESSIONS, st.floats(0, 1, exclude_max=True))
+
+
+@given(PATTERNS | GROUPS | BITS | BITS_FOR | SPARSITY_FOR)
+def test_values_are_read_from_their_text(value: Any) -> None:
+    assert type(value).parse(str(value)) == value
+
+
+@given(st.sampled_from([Bits, BitsFor, SparsityFor, GroupSize, Pattern]), st.text() | st.text("q=.0123456789e-+ n:a("))
+def test_any_text_is_a_value_or_refused(kind: Any, text: str) -> None:
+    with contextlib.suppress(ValueError):
+        found = kind.parse(text)
+        assert kind.parse(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("q_proj=3", BitsFor("q_proj", 3)),
+        ("a=b=16", BitsFor("a=b", 16)),
+        (r"layers\.(0|1)\.= 4 ", BitsFor(r"layers\.(0|1)\.", 4)),
+        ("q_proj=.25", SparsityFor("q_proj", 0.25)),
+        ("q_proj=0", SparsityFor("q_proj", 0.0)),
+        ("4.0", Bits(4)),
+        ("3.5", Bits(3.5)),
+        ("16", Bits(16)),
+    ],
+)
+def test_values_by_their_text(text: str, found: Any) -> None:
+    assert type(found).parse(text) == found
 
 
 @pytest.mark.parametrize("options", [RunOptions, *(spec.options for spec in registry.SPECS.values())])

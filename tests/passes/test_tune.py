@@ -76,6 +76,42 @@ def test_an_interruption_changes_no_byte(
     assert contents(tmp_path / "cut") == contents(whole)
 
 
+@pytest.mark.parametrize("sequential", ["module", "layer"])
+@pytest.mark.parametrize("call", [4, 9])
+def test_an_interruption_changes_no_byte_of_what_is_not_tuned(
+    sequential: str,
+    call: int,
+    tiny: Callable[[str], Path],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Experts are pruned before a layer is tuned, and stay as they are while it is: also in a run that goes on."""
+    asked = {"sparsity": 0.5, "tune": 6, "format": "dense", "sequential": sequential, "target": "own", "mask": "sweep"}
+    compress(tiny("mixtral"), tmp_path / "whole", text, **asked)
+    monkeypatch.setattr("rewright.passes.compress.training.PAUSE", 0.0)
+    with monkeypatch.context() as patched:
+        _raise_at(patched, Training, "_update", call)
+        with pytest.raises(KeyboardInterrupt):
+            compress(tiny("mixtral"), tmp_path / "cut", text, **asked)
+    compress(tiny("mixtral"), tmp_path / "cut", text, **asked)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_budget_goes_on_to_equal_bytes_with_more_rows_than_it_looks_at(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows go through layers in other batches than those whose logits are compared, and round otherwise."""
+    asked = {"bits": 3.5, "budget": "measured", "samples": 19, "refine": 0, "mask": "sweep", "target": "own"}
+    compress(STORIES, tmp_path / "whole", text, **asked)
+    with monkeypatch.context() as patched:
+        _raise_at(patched, budget, "_measure_layer", 3)
+        with pytest.raises(KeyboardInterrupt):
+            compress(STORIES, tmp_path / "cut", text, **asked)
+    compress(STORIES, tmp_path / "cut", text, **asked)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
 def test_what_is_kept_is_not_done_again(
     tiny: Callable[[str], Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,13 @@ class CompressOptions:
             )
         if self.mask == "keep" and (self.zeros or self.sparsity_for):
             raise UsageError("`--mask keep` takes the zeros of the source, so none can be asked for")
+        if self.mask_block is not None and not self.prunes:
+            raise UsageError("`--mask-block` says where new zeros are chosen, and none are asked for")
+        if self.saliency != "obs" and not (self.mask == "sweep" and self.prunes):
+            raise UsageError(
+                f"`--saliency {self.saliency}` is of a sweep that chooses zeros, and this one does not",
+                hint="add `--mask sweep` and `--sparsity`, or leave it out",
+            )
         if self.order == "act" and self.prunes:
             raise UsageError(
                 "`--order act` and pruning do not go together",
@@ -140,8 +147,16 @@ class CompressOptions:
     def _check_baseline(self) -> None:
         if self.method in ("magnitude", "wanda") and not self.prunes:
             raise UsageError(f"`--method {self.method}` prunes, and no `--sparsity` is asked for")
-        for said, given in (("budget", self.budget != "flat"), ("tune", self.tune), ("polish", self.polish)):
-            if given:
+        given = {
+            "budget": self.budget != "flat",
+            "tune": self.tune,
+            "polish": self.polish,
+            "mask-block": self.mask_block,
+            "saliency": self.saliency != "obs",
+            "order": self.order != "natural",
+        }
+        for said, other in given.items():
+            if other:
                 raise UsageError(f"`--{said}` goes with `--method gptq` alone, not with `{self.method}`")
 
     @property

@@ -22,6 +22,8 @@ def problem(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch
 
 def options(**said: Any) -> CompressOptions:
     """Options whose text is never read."""
+    if said.get("saliency") == "quant-aware":
+        said.setdefault("mask", "sweep")
     return CompressOptions(**{"calibration_text": ("text",), **said})
 
 

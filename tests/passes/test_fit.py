@@ -276,6 +276,7 @@ def test_whatever_comes_in_a_matrix_comes_out(said: dict[str, object], data: st.
         pattern, sparsity = Pattern(), None
     elif said["bits"] == 16 and zeros is None:
         sparsity = 0.5
+    prunes = sparsity is not None or pattern.of is not None
     asked = options(
         bits=Bits(said["bits"]),  # type: ignore[arg-type]  # a whole number
         group_size=GroupSize(said["group"]),  # type: ignore[arg-type]  # the same, or None
@@ -284,9 +285,9 @@ def test_whatever_comes_in_a_matrix_comes_out(said: dict[str, object], data: st.
         sparsity=sparsity,
         pattern=pattern,
         clip=said["clip"],
-        saliency=said["saliency"],
-        mask_block=said["block"],
-        order=said["order"] if sparsity is None and pattern.of is None else "natural",
+        saliency=said["saliency"] if prunes and said["mask"] == "sweep" else "obs",
+        mask_block=said["block"] if prunes else None,
+        order="natural" if prunes else said["order"],
     )
     draws = torch.Generator().manual_seed(data.draw(st.integers(0, 99), "seed"))
     tokens = data.draw(st.sampled_from([1, 10, 100]), "tokens")

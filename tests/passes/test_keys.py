@@ -57,7 +57,7 @@ OTHER = {
     "format": "dense",
 }
 # What an option cannot stand beside.
-BESIDE = {"order": {"sparsity": None}}
+BESIDE = {"order": {"sparsity": None}, "saliency": {"mask": "sweep"}}
 SPEED = {
     "device": "cpu",
     "kernels": "reference",

@@ -35,6 +35,11 @@ def _options(**given: Any) -> CompressOptions | None:
         given.update(sparsity=None, sparsity_for=())
     elif given["method"] in ("magnitude", "wanda") or given["bits"].number == 16:
         given["sparsity"] = given["sparsity"] or 0.5
+    prunes = given["pattern"].of or given["sparsity"] or any(one.sparsity for one in given["sparsity_for"])
+    if given["method"] != "gptq" or not prunes:
+        given.update(mask_block=None, saliency="obs")
+    if given["mask"] != "sweep":
+        given["saliency"] = "obs"
     if given["method"] in ("gptq", "wanda"):
         given["calibration_text"] = given["calibration_text"] or (Path("text"),)
     try:
@@ -53,6 +58,7 @@ COMPRESSES = st.builds(
     pattern=st.sampled_from([Pattern(), Pattern(2, 4), Pattern(1, 2)]),
     method=st.sampled_from(["gptq", "rtn", "magnitude", "wanda"]),
     target=st.sampled_from(["dense", "own"]),
+    mask=st.sampled_from(["admm", "sweep", "keep"]),
     mask_block=st.none() | st.integers(1),
     saliency=st.sampled_from(["quant-aware", "obs"]),
     clip=st.sampled_from(["hdiag", "minmax", "mse"]),

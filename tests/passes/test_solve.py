@@ -101,7 +101,8 @@ def plain_sweep(
 def test_sweep_equals_the_textbook_loop(group: int, zeros: float) -> None:
     weight, own = problem(32, 64, seed=1)
     upper = hessian.factorise(own, 0.01, "w").upper
-    asked = options(group_size=GroupSize(group), clip="minmax", sparsity=zeros or None, mask_block=32 if zeros else None)
+    said = {"sparsity": zeros, "mask_block": 32} if zeros else {}
+    asked = options(group_size=GroupSize(group), clip="minmax", **said)
     ours = solve.sweep(weight, upper, matrices(asked, 32, columns=64), asked, torch.bfloat16).weight
     expected = plain_sweep(weight, upper, group, 4, 32, zeros).float()
     assert float((ours == expected).float().mean()) > 0.995

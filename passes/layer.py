@@ -129,8 +129,12 @@ class Layer:
     def _pass(self, stream: Stream) -> None:
         """Move the batches of a stream that are still before this layer past it."""
         self._use(stream)
+        ends = not self.walk.through and self.index == len(self.walk.assembly.layers) - 1
         for rows in self.walk.batches:
-            if stream in self.walk.streams(rows) and (stream, rows.start) not in self._moved:
+            streams = self.walk.streams(rows)
+            if ends and "dense" not in streams:
+                continue
+            if stream in streams and (stream, rows.start) not in self._moved:
                 with torch.no_grad():
                     output = self.walk.run_layer(self.index, self.walk.hidden(stream, rows))
                 self._move(stream, rows, output)

@@ -23,6 +23,7 @@ from rewright.formats.foreign import refuse_scaled
 from rewright.kernels.pack import unpack
 from rewright.passes.calibration import has_tokenizer
 from rewright.passes.errors import InputError
+from rewright.passes.finite import all_finite
 from rewright.passes.models.families import FAMILIES, family_of
 
 RUNTIME_HEAD = "lm_head.weight"
@@ -150,8 +151,8 @@ class Weights:
         if not tensor.is_floating_point():
             return tensor
         cast = tensor.to(dtype)
-        if not bool(torch.isfinite(cast).all()):
-            if bool(torch.isfinite(tensor).all()):
+        if not all_finite(cast):
+            if all_finite(tensor):
                 raise InputError(
                     f"tensor `{stored}` holds values past what {dtype} can hold", hint="use another `--dtype`"
                 )
@@ -298,7 +299,12 @@ class Assembly:
 
     def release(self, prefix: str) -> None:
         """Put a part back on the meta device."""
-        for module in self.model.get_submodule(prefix).modules():
+        self.release_module(self.model.get_submodule(prefix))
+
+    @staticmethod
+    def release_module(part: nn.Module) -> None:
+        """Put a module of the model, and all below it, back on the meta device."""
+        for module in part.modules():
             for leaf, parameter in module._parameters.items():
                 if parameter is not None:
                     module._parameters[leaf] = nn.Parameter(parameter.to("meta"), requires_grad=False)

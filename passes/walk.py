@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from rewright.passes.errors import BoundError
+from rewright.passes.finite import all_finite
 from rewright.passes.layer import Layer, Part, Stopped, Stream
 from rewright.passes.loading import Assembly
 
@@ -23,15 +24,16 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 # Hidden states past this size are kept in a file, where the system can page them.
 IN_MEMORY_BYTES = 1 << 30
 # Tokens that go through a layer together. Fixed: another number would round the sums otherwise.
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 1024
 
 
 class Walk:
     """Iterate to get one `Layer` after the other, its weights in memory until the next is asked for.
 
     `tokens` (rows, length) int64. The compressed stream carries every row, the dense one those from `dense_from`
-    on (None: none). Rows from `samples` on are held out. A `resident` walk has the whole model in memory. Raises
-    InputError for what the checkpoint lacks, BoundError when a layer's output is not finite.
+    on (None: none). Rows from `samples` on are held out. A `resident` walk has the whole model in memory. Without
+    `through` rows that no dense ones stand beside go no further than into the last layer. Raises InputError for what
+    the checkpoint lacks, BoundError when a layer's output is not finite.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class Walk:
         dense_from: int | None = None,
         scratch: Path | None = None,
         resident: bool = False,
+        through: bool = True,
     ) -> None:
         self.assembly = assembly
-        self.resident = resident
+        self.resident, self.through = resident, through
         self.tokens = tokens
         self.samples = len(tokens) if samples is None else samples
         self.dense_from = len(tokens) if dense_from is None else dense_from
@@ -73,21 +76,30 @@ class Walk:
         return ("dense", "compressed") if rows.start >= self.dense_from else ("compressed",)
 
     def __iter__(self) -> Iterator[Layer]:
-        self.assembly.place(without=() if self.resident else (self.prefix, "lm_head", "embed_out"))
+        if self.resident:
+            self.assembly.place()
         for index in range(len(self.assembly.layers)):
             name = f"{self.prefix}.{index}"
             self.assembly.place(name)
             if index == 0:
                 self._embed()
+                self._leave_embedding()
             layer = Layer(self, index, name)
             yield layer
             layer.finish()
             if not self.resident:
                 self.assembly.release(name)
+                self._leave_embedding()
+
+    def _leave_embedding(self) -> None:
+        """Free the largest of what stands before the layers, until tokens are embedded again."""
+        if not self.resident:
+            self.assembly.release_module(self.assembly.model.get_input_embeddings())
 
     def _embed(self) -> None:
         """Run everything before the first layer."""
         self._learn_return_form()
+        self._calls[1] = self._capture(slice(0, 1))[1]
         for rows in self.batches:
             first, calls = self._capture(rows)
             self._calls.setdefault(rows.stop - rows.start, calls)
@@ -106,21 +118,19 @@ class Walk:
         path = self._scratch / f"hidden-{name}.bin"
         return torch.from_file(str(path), shared=True, size=size, dtype=like.dtype).view(shape)
 
+    def _place_before(self) -> None:
+        """Have what a forward needs beside the layers, up to the head."""
+        self.assembly.place(without=(self.prefix, "lm_head", "embed_out"))
+
     def _learn_return_form(self) -> None:
         """Layers of some families return a tensor, of others a tuple; a stand-in must do the same."""
-        (args, kwargs), layer = self._first_call(), self.assembly.layers[0]
-        with torch.no_grad():
-            self._returns_tuple = isinstance(layer(*args, **kwargs), tuple)
+        forward = self.assembly.layers[0].forward
 
-    def _first_call(self) -> Call:
-        seen: list[Call] = []
-
-        def stop(*args: Any, **kwargs: Any) -> None:
-            seen.append((args, kwargs))
+        def look(*args: Any, **kwargs: Any) -> None:
+            self._returns_tuple = isinstance(forward(*args, **kwargs), tuple)
             raise Stopped
 
-        self._run_base(self.batches[0], {0: stop})
-        return seen[0]
+        self._run_base(slice(0, 1), {0: look})
 
     def _capture(self, rows: slice) -> tuple[torch.Tensor, list[Call]]:
         """The first layer's input for these rows, and every layer's other arguments."""
@@ -141,6 +151,7 @@ class Walk:
 
     def _run_base(self, rows: slice, instead: dict[int, Callable[..., Any]]) -> None:
         """The model without its head, with some layers' forwards replaced."""
+        self._place_before()
         layers = self.assembly.layers
         for index, forward in instead.items():
             layers[index].forward = forward  # taken back below
@@ -183,7 +194,7 @@ class Walk:
 
         Raises BoundError if it is not finite.
         """
-        if not bool(torch.isfinite(hidden).all()):
+        if not all_finite(hidden):
             raise BoundError(
                 f"activations after layer `{name}` are not finite",
                 hint="try `--dtype f32`, or check the source",

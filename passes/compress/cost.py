@@ -14,7 +14,7 @@ from typing import Any
 from rewright.passes.compress.shapes import FLOAT, Counting, Group
 
 # Held equal to what the steps themselves say, by a test: their modules need torch.
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 1024
 ADMM_ITERATIONS = 30
 ADMM_SELECTIONS = 20
 TUNE_TOKENS = 2048
@@ -112,7 +112,7 @@ def _statistics(count: Counting) -> Part:
     for group in _groups(count):
         met = tokens * group.share
         part.flops += 2 * met * group.columns**2
-        part.bytes_moved += FLOAT * 2 * group.columns**2 * math.ceil(met / BATCH_TOKENS)
+        part.bytes_moved += FLOAT * 2 * group.columns**2 * math.ceil(met / max(count.length, BATCH_TOKENS))
         if options.fits_dense and not group.expert:
             part.flops += 2 * met * group.columns * (group.rows if group.writes else group.columns)
             part.bytes_moved += FLOAT * SEEN_PASSES * met * (group.columns + group.rows)

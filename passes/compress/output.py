@@ -16,6 +16,7 @@ from rewright.passes.compress.fit import Fitted
 from rewright.passes.compress.plan import Matrix, Plan, scheme_of
 from rewright.passes.compress.solve import Solved
 from rewright.passes.errors import InputError
+from rewright.passes.finite import all_finite
 from rewright.passes.loading import Assembly, read_packed
 from rewright.passes.models.linears import is_linear
 
@@ -40,7 +41,7 @@ def read_finite(source: Checkpoint, name: str) -> torch.Tensor:
 
 
 def _finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if tensor.is_floating_point() and not all_finite(tensor):
         raise InputError(f"tensor `{name}` holds values that are not finite")
     return tensor
 

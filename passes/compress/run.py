@@ -122,7 +122,8 @@ def _through(job: Job, drawn: calibration.Calibration) -> tuple[Walk, list[dict[
     context, options = job.context, job.options
     tokens, samples = torch.cat([drawn.tokens, drawn.held_out]), len(drawn.tokens)
     both = options.fits_dense or options.tune or options.polish
-    walk = Walk(job.assembly, tokens, samples=samples, dense_from=0 if both else samples, scratch=context.work)
+    first = 0 if both else samples
+    walk = Walk(job.assembly, tokens, samples=samples, dense_from=first, scratch=context.work, through=False)
     rows: list[dict[str, Any]] = []
     layers: list[dict[str, Any]] = []
     with context.reporter.progress("compress layers", len(job.assembly.layers)) as bar:

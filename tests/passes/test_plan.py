@@ -230,7 +230,7 @@ def test_a_dry_run_says_what_each_step_takes(monkeypatch: pytest.MonkeyPatch) ->
     assert head.split() == ["step", "arithmetic", "bytes", "moved", "memory", "time"]
     statistics = next(row for row in rows if row.startswith("  statistics"))
     assert "6.89 PFLOP" in statistics
-    assert statistics.endswith("1 min 19 s")
+    assert statistics.endswith("1 min 24 s")
 
 
 def test_counts_are_those_of_the_steps_themselves() -> None:

@@ -25,6 +25,8 @@ from rewright.passes.calibration import has_tokenizer
 from rewright.passes.errors import InputError
 from rewright.passes.finite import all_finite
 from rewright.passes.models.families import FAMILIES, family_of
+from rewright.passes.models.packed import PackedLinear
+from rewright.passes.models.packed_forms import Scratch, Stored, Stream
 
 RUNTIME_HEAD = "lm_head.weight"
 
@@ -107,6 +109,23 @@ class Weights:
             )
         return stored
 
+    def is_packed(self, name: str) -> bool:
+        """Whether a running model's tensor is a matrix of codes in the file, by its own name."""
+        stored = self.stored_name(name)
+        return stored is not None and stored not in self.source.entries and not is_expert(stored)
+
+    def matrix(self, name: str) -> Stored:
+        """The codes of a packed matrix, as the file has them. Raises InputError."""
+        module = self.find(name).removesuffix(".weight")
+        scheme = self._scheme(module)
+        rows, columns = self.shape(name)
+        zero = None
+        if not scheme.symmetric:
+            packed = self.source.read(module + ".weight_zero_point")
+            zero = unpack(packed.t().contiguous(), scheme.bits, rows).t().contiguous()
+        words, scale = self.source.read(module + ".weight_packed"), self.source.read(module + ".weight_scale")
+        return Stream(words, scheme.bits, (rows, columns), scale, zero)
+
     def differ(self, one: str, other: str) -> bool:
         """Whether both names are stored, with other values: then they are not one tensor, whatever the config says."""
         stored = self.stored_name(one), self.stored_name(other)
@@ -183,10 +202,13 @@ class Weights:
 
     def _decoded(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         module = name.removesuffix(".weight")
+        return read_packed(self.source, module, self._scheme(module), dtype)
+
+    def _scheme(self, module: str) -> Scheme:
         scheme = self.packing.scheme_of(module) if self.packing else None
         if scheme is None:
             raise InputError(f"`{module}` is packed, and `config.json` says nothing of how")
-        return read_packed(self.source, module, scheme, dtype)
+        return scheme
 
 
 def config_of(source: Checkpoint) -> Any:
@@ -222,10 +244,10 @@ class Assembly:
     """A model whose parts are on the meta device until they are placed.
 
     `model` is the transformers model in evaluation mode, `layers` its decoder layers, `dtype` what floating-point
-    parameters are placed in, `device` where.
+    parameters are placed in, `device` where. With `packed` linear layers run on the codes that the file has.
     """
 
-    def __init__(self, source: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, source: Checkpoint, dtype: torch.dtype, device: torch.device, *, packed: bool = False) -> None:
         from transformers import AutoModelForCausalLM
 
         self.config = config_of(source)
@@ -237,6 +259,15 @@ class Assembly:
         tied: dict[str, str] = getattr(self.model, "all_tied_weights_keys", None) or {}
         self._tied = {alias: name for alias, name in tied.items() if not self.weights.differ(alias, name)}
         self.weights.tie(self._tied)
+        if packed:
+            self._run_packed()
+
+    def _run_packed(self) -> None:
+        scratch, tied = Scratch(), {*self._tied, *self._tied.values()}
+        for path, module in list(self.model.named_modules()):
+            name = f"{path}.weight"
+            if isinstance(module, nn.Linear) and name not in tied and self.weights.is_packed(name):
+                self.model.set_submodule(path, PackedLinear(module, scratch).eval())
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -254,6 +285,8 @@ class Assembly:
         for path, module in self.model.get_submodule(prefix).named_modules(prefix=prefix):
             if any(path == skip or path.startswith(skip + ".") for skip in without):
                 continue
+            if isinstance(module, PackedLinear) and module.form is None:
+                self._place_packed(f"{path}.weight", module)
             self._place_buffers(path, module)
             for leaf, parameter in list(module._parameters.items()):
                 if parameter is not None and parameter.is_meta:
@@ -275,6 +308,15 @@ class Assembly:
             if buffer is not None and buffer.is_meta:
                 value = self.weights.read(f"{path}.{leaf}" if path else leaf, buffer.dtype)
                 module._buffers[leaf] = value.to(self.device)
+
+    def _place_packed(self, name: str, module: PackedLinear) -> None:
+        self._check_shape(name, self.weights.shape(name), (module.out_features, module.in_features))
+        matrix = self.weights.matrix(name)
+        largest = matrix.scale.abs().max().double() * 2.0**matrix.bits
+        if not bool(largest <= torch.finfo(self.dtype).max):
+            # what is wrong is said of the decoded weight
+            self.weights.read(name, self.dtype)
+        module.fill(matrix.to(self.device), self.dtype)
 
     def _place_parameter(self, name: str, module: nn.Module, leaf: str) -> None:
         for alias, original in self._tied.items():
@@ -305,6 +347,8 @@ class Assembly:
     def release_module(part: nn.Module) -> None:
         """Put a module of the model, and all below it, back on the meta device."""
         for module in part.modules():
+            if isinstance(module, PackedLinear):
+                module.clear()
             for leaf, parameter in module._parameters.items():
                 if parameter is not None:
                     module._parameters[leaf] = nn.Parameter(parameter.to("meta"), requires_grad=False)
@@ -337,18 +381,23 @@ def load_tokenizer(source: Checkpoint) -> Any | None:
 
 
 def load(
-    path: str | Path | Checkpoint, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    path: str | Path | Checkpoint,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    packed: bool = False,
 ) -> tuple[Any, Any | None]:
     """Open any checkpoint, by its path or opened, as (model, tokenizer); the tokenizer is None where there is none.
 
-    `dtype` None keeps the stored one. Families of the layer walk are assembled here; any other goes to
+    `dtype` None keeps the stored one. With `packed` a quantised model runs on its codes, in the memory that they take;
+    else they are decoded as it is loaded. Families of the layer walk are assembled here; any other goes to
     `AutoModelForCausalLM.from_pretrained`. Raises InputError or FormatError.
     """
     source = path if isinstance(path, Checkpoint) else Checkpoint.open(path)
     dtype = dtype or stored_dtype(source)
     config = source.config or {}
     if config.get("model_type") in FAMILIES or source.config is None:
-        assembly = Assembly(source, dtype, torch.device(device))
+        assembly = Assembly(source, dtype, torch.device(device), packed=packed)
         assembly.place()
         return assembly.model, load_tokenizer(source)
     from transformers import AutoModelForCausalLM

@@ -1,0 +1,66 @@
+"""A linear layer that runs on a matrix of packed codes without having it expanded."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from rewright.passes.models import int4pack
+from rewright.passes.models.packed_forms import Form, Int4, Scratch, Stored, Stream
+
+
+class PackedLinear(nn.Module):
+    """What `nn.Linear` is, with a weight of packed codes; made empty, and filled.
+
+    Its outputs are bit for bit those of the decoded weight wherever that is decoded, one matrix at a time: in float32
+    and float16, and for many rows in bfloat16. For few rows of bfloat16 4-bit codes are multiplied as they are, with
+    sums in float32, which is nearer to the exact product than bfloat16 weights are.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, like: nn.Linear, scratch: Scratch) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.scratch = like.in_features, like.out_features, scratch
+        self.register_parameter("bias", like.bias)
+        # Falcon's own class rounds the product before it adds the bias
+        self.apart = type(like) is not nn.Linear
+        self.form: Form | None = None
+        self.dtype: torch.dtype | None = None
+
+    def fill(self, matrix: Stored, dtype: torch.dtype) -> None:
+        """Run on this matrix; `dtype` is that of the activations to come, which settles what it is held as."""
+        group = int4pack.group_for(*matrix.shape, matrix.shape[1] // matrix.scale.shape[1])
+        plain = isinstance(matrix, Stream) and matrix.bits == 4
+        fits = plain and dtype == torch.bfloat16 and matrix.scale.device.type == "cpu"
+        self.form = Int4(matrix, group, self.scratch) if fits and group is not None else matrix
+        self.dtype = dtype
+
+    def clear(self) -> None:
+        """Be empty again."""
+        self.form = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The decoded weight (out_features, in_features), in memory of its own."""
+        assert self.form is not None, "a weight is placed before it is asked for"
+        assert self.dtype is not None
+        return self.form.decode(self.dtype, None)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`inputs` (..., in_features) to (..., out_features)."""
+        assert self.form is not None, "a weight is placed before a layer runs"
+        learns = inputs.requires_grad and torch.is_grad_enabled()
+        outputs = None if learns else self.form.multiply(inputs.reshape(-1, self.in_features))
+        if outputs is not None:
+            outputs = outputs.view(*inputs.shape[:-1], self.out_features)
+        else:
+            weight = self.form.decode(inputs.dtype, None if learns else self.scratch)
+            if not self.apart:
+                return functional.linear(inputs, weight, self.bias)
+            outputs = functional.linear(inputs, weight)
+        return outputs if self.bias is None else outputs + self.bias
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

@@ -24,7 +24,7 @@ COMMON = {"models"}
 LIGHT = (
     *(f"passes/{name}.py" for name in ("spec", "registry", "recipe", "pipeline", "journal", "errors")),
     *(f"passes/{name}.py" for name in ("stages", "workspace", "keys", "inputs", "bounds", "machine", "rates")),
-    *(f"passes/{name}.py" for name in ("context", "summary", "compare", "values")),
+    *(f"passes/{name}.py" for name in ("context", "summary", "compare", "values", "svg")),
     *(f"formats/{name}.py" for name in ("header", "shards", "digest", "provenance", "publish", "errors")),
 )
 ENVIRONMENT = {"cli/environment.py", "kernels/dispatch.py"}

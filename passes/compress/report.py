@@ -15,7 +15,7 @@ from rewright.passes.models.families import FUSED
 from rewright.passes.spec import Metrics, to_plain
 
 REPORT = "reports/compress.json"
-PICTURE = "reports/compress.png"
+PICTURE = "reports/compress.svg"
 
 Rows = Sequence[Mapping[str, Any]]
 

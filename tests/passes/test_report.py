@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import random
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,69 +17,6 @@ from tests.passes.compressing import compress, report
 from tests.passes.conftest import STORIES
 
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def drawn(kinds: tuple[str, ...], depth: int, *dealt: str, held_out: bool = True) -> dict[str, Any]:
-    """A report with errors for some kinds of matrices in `depth` layers."""
-    draw = random.Random(1)
-
-    def errors() -> dict[str, float | None]:
-        return {"error_calibration": draw.random(), "error_held_out": draw.random() if held_out else None}
-
-    return {
-        "options": {"bits": 4, "sparsity": 0.5, "pattern": "unstructured", "group-size": 32, "method": "gptq"}
-        | {"tune": 0, "polish": 80},
-        "kinds": [{"kind": kind} for kind in kinds],
-        "matrices": [
-            {"kind": kind, "layer": layer, "bits": draw.choice([2, 3, 4, 8]), "sparsity_asked": draw.random()}
-            | errors()
-            for layer in range(depth)
-            for kind in kinds
-        ],
-        "layers": [{"layer": layer, **errors()} for layer in range(depth)],
-        "budget": [{what: 0} for what in dealt],
-    }
-
-
-@pytest.mark.parametrize("depth", [1, 2, 80])
-@pytest.mark.parametrize("dealt", [(), ("sparsity",), ("sparsity", "bits")])
-def test_the_picture_holds_any_depth(depth: int, dealt: tuple[str, ...]) -> None:
-    found = picture.draw(drawn(LLAMA, depth, *dealt))
-    assert found is not None
-    assert found[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">II", found[16:24]) == (1600, 1000)
-
-
-@pytest.mark.parametrize("kinds", [LLAMA[:1], LLAMA[:4], (*LLAMA, "gate", "w1", "w2", "w3")])
-def test_the_picture_holds_any_number_of_kinds(kinds: tuple[str, ...]) -> None:
-    assert picture.draw(drawn(kinds, 3, "bits", held_out=False)) is not None
-
-
-def test_the_picture_is_the_same_whatever_the_settings() -> None:
-    import matplotlib
-
-    told = drawn(LLAMA, 4, "sparsity")
-    first = picture.draw(told)
-    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "savefig.dpi": 50}):
-        assert picture.draw(told) == first
-        assert matplotlib.rcParams["font.size"] == 30
-    assert first is not None
-    assert b"Software" not in first
-    assert b"tIME" not in first
-
-
-def test_no_picture_of_nothing() -> None:
-    told = drawn(LLAMA, 2)
-    for row in (*told["matrices"], *told["layers"]):
-        row.update(error_calibration=None, error_held_out=None)
-    assert picture.draw(told) is None
-
-
-def test_an_error_of_nothing_has_no_place_on_the_axis() -> None:
-    told = drawn(LLAMA, 2)
-    told["matrices"][0]["error_calibration"] = 0.0
-    assert 0 not in picture.panels_of(told)["q_proj"]["error_calibration"]
-    assert picture.draw(told) is not None
 
 
 def kinds(model_type: str, *names: str, **config: object) -> list[str]:
@@ -128,7 +62,7 @@ def test_the_report_of_a_run(text: Path, tmp_path: Path) -> None:
         assert kind["worst"] == max(rows, key=lambda row: row["error_held_out"])["name"]
     assert {row["sparsity_asked"] for row in told["matrices"]} == {0.25}
     assert told["summary"]["matrices"] == 35
-    assert (tmp_path / "out/reports/compress.png").read_bytes() == picture.draw(told)
+    assert (tmp_path / "out/reports/compress.svg").read_bytes() == picture.draw(told)
 
 
 def test_a_run_without_a_text_has_no_picture(tiny: Callable[[str], Path], tmp_path: Path) -> None:

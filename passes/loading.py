@@ -10,59 +10,27 @@ import contextlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-from rewright.formats import compressed_tensors
+from rewright.formats import bitmask, compressed_tensors
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.compressed_tensors import Scheme, is_expert
 from rewright.formats.dtypes import to_torch
 from rewright.formats.foreign import refuse_scaled
-from rewright.kernels.pack import unpack
 from rewright.passes.calibration import has_tokenizer
 from rewright.passes.errors import InputError
 from rewright.passes.finite import all_finite
 from rewright.passes.models.families import FAMILIES, family_of
 from rewright.passes.models.packed import PackedLinear
-from rewright.passes.models.packed_forms import Scratch, Stored, Stream
+from rewright.passes.models.packed_forms import Bitmask, Scratch, Stored, Stream
+from rewright.passes.packed_tensors import PackedWeight, read_packed, stored_shape
 
 RUNTIME_HEAD = "lm_head.weight"
-
-
-def decode(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """Weights from codes, as plain transformers decodes them when it loads a model in `dtype`.
-
-    `codes` int8 (rows, columns), `scale` (rows, groups) in its stored dtype, `zero` int8 (rows, groups) or None.
-    The difference and the product are taken in `dtype`. Returns (rows, columns) in `dtype`.
-    """
-    group = codes.shape[1] // scale.shape[1]
-    signed = codes.to(dtype)
-    if zero is not None:
-        signed = signed - zero.to(dtype).repeat_interleave(group, dim=1)
-    return signed * scale.to(dtype).repeat_interleave(group, dim=1)
-
-
-class Reads(Protocol):
-    """Whatever gives tensors by name: a checkpoint, or a draft."""
-
-    def read(self, name: str) -> torch.Tensor: ...
-
-
-def read_packed(held: Reads, module: str, scheme: Scheme, dtype: torch.dtype) -> torch.Tensor:
-    """The decoded weight of a `pack-quantized` module, (rows, columns) in `dtype`.
-
-    Plain transformers decodes experts in the dtype of their scales, whatever the model's.
-    """
-    rows, columns = (int(n) for n in held.read(module + ".weight_shape"))
-    codes = unpack(held.read(module + ".weight_packed"), scheme.bits, columns)
-    zero = None
-    if not scheme.symmetric:
-        packed = held.read(module + ".weight_zero_point")
-        zero = unpack(packed.t().contiguous(), scheme.bits, rows).t()
-    scale = held.read(module + ".weight_scale")
-    return decode(codes, scale, zero, scale.dtype if is_expert(module) else dtype).to(dtype)
+# Elements that are turned into another dtype at once.
+_PART = 1 << 20
 
 
 class Weights:
@@ -75,8 +43,9 @@ class Weights:
     def __init__(self, source: Checkpoint) -> None:
         self.source = source
         self.family = FAMILIES.get(str((source.config or {}).get("model_type")))
-        self.packing = compressed_tensors.parse(source.config or {})
-        if self.packing is None:
+        self.masking = bitmask.parse(source.config or {})
+        self.packing = None if self.masking else compressed_tensors.parse(source.config or {})
+        if self.packing is None and self.masking is None:
             refuse_scaled(source.entries)
         self._others: dict[str, list[str]] = {}
         if self.family is not None:
@@ -97,7 +66,8 @@ class Weights:
         return None
 
     def _packed(self, name: str) -> bool:
-        return name.removesuffix(".weight") + ".weight_packed" in self.source.entries
+        module, entries = name.removesuffix(".weight"), self.source.entries
+        return module + ".weight_mask" in entries or (name not in entries and module + ".weight_packed" in entries)
 
     def find(self, name: str) -> str:
         """The stored name that serves for a running model's. Raises InputError when there is none."""
@@ -112,19 +82,19 @@ class Weights:
     def is_packed(self, name: str) -> bool:
         """Whether a running model's tensor is a matrix of codes in the file, by its own name."""
         stored = self.stored_name(name)
-        return stored is not None and stored not in self.source.entries and not is_expert(stored)
+        return stored is not None and self._packed(stored) and not is_expert(stored)
+
+    def packed(self, name: str) -> PackedWeight:
+        """The stored tensors of a packed matrix, undecoded, by a running model's name. Raises InputError."""
+        module = self.find(name).removesuffix(".weight")
+        return read_packed(self.source, module, self._form(module))
 
     def matrix(self, name: str) -> Stored:
         """The codes of a packed matrix, as the file has them. Raises InputError."""
-        module = self.find(name).removesuffix(".weight")
-        scheme = self._scheme(module)
-        rows, columns = self.shape(name)
-        zero = None
-        if not scheme.symmetric:
-            packed = self.source.read(module + ".weight_zero_point")
-            zero = unpack(packed.t().contiguous(), scheme.bits, rows).t().contiguous()
-        words, scale = self.source.read(module + ".weight_packed"), self.source.read(module + ".weight_scale")
-        return Stream(words, scheme.bits, (rows, columns), scale, zero)
+        held = self.packed(name)
+        if held.kind == "bitmask-w4":
+            return Bitmask(held.tensors["weight_mask"], held.tensors["weight"], held.shape, held.scale)
+        return Stream(held.tensors["weight_packed"], held.bits, held.shape, held.scale, held.zero())
 
     def differ(self, one: str, other: str) -> bool:
         """Whether both names are stored, with other values: then they are not one tensor, whatever the config says."""
@@ -166,7 +136,7 @@ class Weights:
                 torch.cat([self.read(part, dtype) for part in parts], out=target)
             return whole
         stored = self.find(name)
-        tensor = self._decoded(stored, dtype) if stored not in self.source.entries else self.source.read(stored)
+        tensor = self._decoded(stored, dtype) if self._packed(stored) else self.source.read(stored)
         if not tensor.is_floating_point():
             return tensor
         cast = tensor.to(dtype)
@@ -184,9 +154,10 @@ class Weights:
         if shares:
             return (len(shares), *self._shape_of_shares(shares))
         stored = self.find(name)
-        if stored in self.source.entries:
+        if not self._packed(stored):
             return tuple(self.source.entries[stored].shape)
-        return tuple(int(n) for n in self.source.read(stored.removesuffix(".weight") + ".weight_shape"))
+        module = stored.removesuffix(".weight")
+        return stored_shape(self.source.read(module + ".weight_shape"), module)
 
     def _shape_of_shares(self, shares: list[tuple[str, ...]]) -> tuple[int, int]:
         """The shape that each expert's share has. Raises InputError for matrices that do not fit together."""
@@ -202,13 +173,17 @@ class Weights:
 
     def _decoded(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         module = name.removesuffix(".weight")
-        return read_packed(self.source, module, self._scheme(module), dtype)
+        return read_packed(self.source, module, self._form(module)).decode(dtype)
 
-    def _scheme(self, module: str) -> Scheme:
-        scheme = self.packing.scheme_of(module) if self.packing else None
-        if scheme is None:
+    def _form(self, module: str) -> Scheme | bitmask.Bitmask:
+        form: Scheme | bitmask.Bitmask | None = None
+        if self.masking is not None and module + ".weight_mask" in self.source.entries:
+            form = self.masking.of(module)
+        elif self.packing is not None and module + ".weight_packed" in self.source.entries:
+            form = self.packing.scheme_of(module)
+        if form is None:
             raise InputError(f"`{module}` is packed, and `config.json` says nothing of how")
-        return scheme
+        return form
 
 
 def config_of(source: Checkpoint) -> Any:
@@ -398,8 +373,10 @@ def load(
     config = source.config or {}
     if config.get("model_type") in FAMILIES or source.config is None:
         assembly = Assembly(source, dtype, torch.device(device), packed=packed)
+        # first, since reading it takes memory that is free again for the weights
+        tokenizer = load_tokenizer(source)
         assembly.place()
-        return assembly.model, load_tokenizer(source)
+        return assembly.model, tokenizer
     from transformers import AutoModelForCausalLM
 
     config_of(source)

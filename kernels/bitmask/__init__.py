@@ -6,8 +6,9 @@ import torch
 
 from rewright.kernels import dispatch
 from rewright.kernels.bitmask import reference
+from rewright.kernels.bitmask.reference import counts
 
-__all__ = ["fits", "pack_bitmask", "unpack_bitmask"]
+__all__ = ["counts", "fits", "pack_bitmask", "unpack_bitmask"]
 
 
 def fits(codes: torch.Tensor, group: int, nnz: int) -> bool:

@@ -14,6 +14,13 @@ def columns_of(mask: torch.Tensor) -> torch.Tensor:
     return table[mask.to(torch.int32)].view(torch.bool)
 
 
+def counts(mask: torch.Tensor) -> torch.Tensor:
+    """How many columns each group of a mask keeps: uint8 (O, G, n) to int32 (O, G)."""
+    pairs = mask - ((mask >> 1) & 0x55)
+    fours = (pairs & 0x33) + ((pairs >> 2) & 0x33)
+    return ((fours + (fours >> 4)) & 0x0F).sum(dim=2, dtype=torch.int32)
+
+
 def pack_bitmask(codes: torch.Tensor, group: int, nnz: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(O, I) int8 to uint8 (O, G, group/8) and (O, G, nnz/2); see the package."""
     rows, columns = codes.shape

@@ -17,8 +17,9 @@ from rewright.passes.compress.plan import Matrix, Plan, scheme_of
 from rewright.passes.compress.solve import Solved
 from rewright.passes.errors import InputError
 from rewright.passes.finite import all_finite
-from rewright.passes.loading import Assembly, read_packed
+from rewright.passes.loading import Assembly
 from rewright.passes.models.linears import is_linear
+from rewright.passes.packed_tensors import read_packed
 
 if TYPE_CHECKING:
     from rewright.passes.compress.spec import CompressOptions
@@ -155,4 +156,4 @@ def read_back(draft: Draft, matrix: Matrix, options: CompressOptions, dtype: tor
     scheme = scheme_of(matrix, options)
     if scheme is None:
         return draft.read(matrix.target, matrix.part).to(dtype)
-    return read_packed(draft, matrix.module, scheme, dtype)
+    return read_packed(draft, matrix.module, scheme).decode(dtype)

@@ -202,7 +202,7 @@ class CompressOptions:
 COMPRESS = Spec(
     name="compress",
     summary="prune and quantise a model, each matrix fitted to what the dense model does",
-    version=2,
+    version=3,
     options=CompressOptions,
     impl="rewright.passes.compress.run:run",
     wants=frozenset({"weights", "config", "tokenizer", "text"}),

@@ -103,16 +103,19 @@ VARIANTS = (
             ("damp", (0.001, 0.05), False),
             ("mask", ("sweep",), True),
             ("mask-block", (32, 96), True),
-            ("samples", (32, 384), False),
+            ("samples", (8, 32, 384), False),
         )
         for value in values
     ),
+    Recipe("--samples 8 --target own", ({"samples": 8, "target": "own"},)),
+    Recipe("--samples 8, damping of the target not by columns a token", ({"samples": 8, "target.SCARCE": 0.0},)),
     Recipe("--order act", ({"order": "act"},), unpruned=True),
     Recipe("--mask sweep --saliency quant-aware", ({"mask": "sweep", "saliency": "quant-aware"},), prunes=True),
     *(
         Recipe(f"{said} {value}", ({constant: value},), prunes=prunes)
         for said, constant, values, prunes in (
-            ("damping of the target", "target.DAMP", (0.01, 0.2), False),
+            ("damping of the target", "target.DAMP", (0.0, 0.2), False),
+            ("damping of the target by columns a token", "target.SCARCE", (0.0, 20.0), False),
             ("damping of ADMM", "admm.DAMP", (0.001, 0.1), True),
             ("rho of ADMM", "admm.RHO", (0.3, 3.0), True),
         )

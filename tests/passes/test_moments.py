@@ -184,7 +184,8 @@ def test_the_target_is_the_least_squares_fit(case: Midway) -> None:
     for path in case.matrices:
         weight, own, inputs = case.weight(path), found[path].own, ours[path].inputs.double()
         fitted = target.fit(weight, own, path)
-        pull = (0.05 * inputs.square().mean()).sqrt()
+        damp = 0.05 + 5 * inputs.shape[1] / len(inputs)
+        pull = (damp * inputs.square().mean()).sqrt()
         size = len(inputs) ** 0.5
         aim = (dense[path].inputs.double() - inputs) @ weight.double().t()
         if path in case.writers:

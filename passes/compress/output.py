@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rewright.formats.bitmask import Bitmask
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.compressed_tensors import Scheme
 from rewright.formats.draft import Draft
 from rewright.formats.dtypes import nbytes, to_torch
+from rewright.kernels.bitmask import fits, pack_bitmask
 from rewright.kernels.pack import pack
 from rewright.passes.compress.fit import Fitted
 from rewright.passes.compress.plan import Matrix, Plan, scheme_of
@@ -132,20 +134,29 @@ def _clip(fitted: Fitted) -> float | None:
     return float(shares[there].mean()) if bool(there.any()) else None
 
 
-def _write_packed(draft: Draft, matrix: Matrix, result: Solved, scheme: Scheme) -> int:
+def _write_packed(draft: Draft, matrix: Matrix, result: Solved, scheme: Scheme | Bitmask) -> int:
     """The tensors of one packed matrix; returns their bytes."""
     assert result.codes is not None
     assert result.scale is not None
     parts = {
-        "weight_packed": pack(result.codes, scheme.bits),
+        **_packed_codes(result.codes, scheme, matrix.name),
         "weight_scale": result.scale,
         "weight_shape": torch.tensor([matrix.rows, matrix.columns], dtype=torch.int64),
     }
-    if result.zero is not None:
+    if result.zero is not None and isinstance(scheme, Scheme):
         parts["weight_zero_point"] = pack(result.zero.t().contiguous(), scheme.bits).t().contiguous()
     for leaf, tensor in parts.items():
         draft.write(f"{matrix.module}.{leaf}", tensor.cpu())
     return sum(tensor.numel() * tensor.element_size() for tensor in parts.values())
+
+
+def _packed_codes(codes: torch.Tensor, scheme: Scheme | Bitmask, name: str) -> dict[str, torch.Tensor]:
+    if isinstance(scheme, Scheme):
+        return {"weight_packed": pack(codes, scheme.bits)}
+    if not fits(codes, scheme.group_size, scheme.nnz):
+        raise ValueError(f"`{name}` has more than {scheme.nnz} codes that are not 0 in {scheme.group_size} columns")
+    mask, values = pack_bitmask(codes, scheme.group_size, scheme.nnz)
+    return {"weight_mask": mask, "weight": values}
 
 
 def read_back(draft: Draft, matrix: Matrix, options: CompressOptions, dtype: torch.dtype) -> torch.Tensor:

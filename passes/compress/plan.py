@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rewright.formats.compressed_tensors import Scheme, packed_specs, quantization_config
+from rewright.formats import bitmask, compressed_tensors
+from rewright.formats.bitmask import Bitmask, bitmask_specs
+from rewright.formats.compressed_tensors import Scheme, packed_specs
 from rewright.formats.draft import TensorSpec
 from rewright.formats.dtypes import nbytes
-from rewright.passes.compress import cost, readers
+from rewright.passes.compress import cost, readers, records
 from rewright.passes.compress.shapes import Counting
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.models.families import Family, family_of
@@ -116,17 +118,28 @@ def fit_group(columns: int, wanted: int | None) -> int | None:
     return min(near, key=lambda d: (abs(math.log(d / wanted)), d), default=None)
 
 
-def scheme_of(matrix: Matrix, options: CompressOptions) -> Scheme | None:
+def scheme_of(matrix: Matrix, options: CompressOptions) -> Scheme | Bitmask | None:
     """How a matrix's codes are packed; None where its weights are written out."""
     if not (options.packs and matrix.quantised):
         return None
+    if options.format == bitmask.FORM:
+        return records.record_of(matrix, options.pattern)
     return Scheme(bits=matrix.bits, group_size=matrix.group, symmetric=options.symmetric)
 
 
-def schemes(plan: Plan, options: CompressOptions) -> dict[str, Scheme]:
+def schemes(plan: Plan, options: CompressOptions) -> dict[str, Scheme | Bitmask]:
     """The modules that are packed, and how."""
     found = {matrix.module: scheme_of(matrix, options) for matrix in plan.matrices}
     return {module: scheme for module, scheme in found.items() if scheme is not None}
+
+
+def quantization_config(packed: Mapping[str, Scheme | Bitmask], ignore: Iterable[str]) -> dict[str, Any]:
+    """The value of config.json's `quantization_config` for modules that are packed in one form."""
+    plain = {module: scheme for module, scheme in packed.items() if isinstance(scheme, Scheme)}
+    if plain:
+        return compressed_tensors.quantization_config(plain, ignore)
+    masked = {module: record for module, record in packed.items() if isinstance(record, Bitmask)}
+    return bitmask.quantization_config(masked, ignore)
 
 
 def draw_up(options: CompressOptions, layout: Layout) -> Plan:
@@ -164,6 +177,8 @@ def draw_up(options: CompressOptions, layout: Layout) -> Plan:
         readers.refuse(family, layout.model_type, matrices, skipped, symmetric=options.symmetric)
     if not matrices:
         raise InputError("no matrix to compress", hint="check `--skip` and the checkpoint's tensor names")
+    if options.format == bitmask.FORM:
+        records.check(matrices, options.pattern)
     # 16 bits, as the model has them: float16 where all of it is
     scales = "F16" if all(matrix.dtype == "F16" for matrix in matrices) else "BF16"
     return Plan(family, tuple(matrices), tuple(skipped), names, scales)
@@ -270,7 +285,9 @@ def specs(plan: Plan, options: CompressOptions, layout: Layout) -> tuple[TensorS
     for name, (dtype, shape) in layout.tensors.items():
         written = plan.names[name]
         scheme = scheme_of(planned[name], options) if name in planned else None
-        if scheme is not None:
+        if isinstance(scheme, Bitmask):
+            found += bitmask_specs(planned[name].module, shape, scheme, plan.scales)
+        elif scheme is not None:
             found += packed_specs(planned[name].module, shape, scheme, plan.scales)
         elif written is not None:
             found.append(TensorSpec(written, dtype, shape))

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from rewright.formats.bitmask import FORM, METHOD
 from rewright.formats.checkpoint import Checkpoint
-from rewright.formats.compressed_tensors import quantization_config
 from rewright.formats.draft import Draft
 from rewright.formats.foreign import refuse_scaled
 from rewright.passes import calibration
@@ -19,7 +19,14 @@ from rewright.passes.compress import budget, output, polish, readers, report
 from rewright.passes.compress.fit import round_off
 from rewright.passes.compress.job import Job
 from rewright.passes.compress.layers import solve_layer
-from rewright.passes.compress.plan import draw_up, held_out_samples, schemes, sequence_length, specs
+from rewright.passes.compress.plan import (
+    draw_up,
+    held_out_samples,
+    quantization_config,
+    schemes,
+    sequence_length,
+    specs,
+)
 from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.context import Context, compute_dtype
 from rewright.passes.errors import InputError
@@ -44,7 +51,9 @@ def run(context: Context, options: CompressOptions, source: Checkpoint, draft: D
             plan, dealt = budget.measure(job, drawn.tokens)
             job = replace(job, plan=plan)
     packed = schemes(plan, options)
-    if packed:
+    if packed and options.format == FORM:
+        context.reporter.info(f"transformers loads `{METHOD}` after `rewright.passes.loading.register()`")
+    elif packed:
         if not options.symmetric:
             context.reporter.warn("asymmetric packed weights do not load by default in transformers 5.23 and later")
         for split in readers.splits(plan):

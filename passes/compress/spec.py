@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from rewright.formats.bitmask import BITS as BITMASK_BITS
+from rewright.formats.bitmask import FORM
 from rewright.passes.compress.plan import estimate
+from rewright.passes.compress.records import pattern_for
 from rewright.passes.errors import UsageError
 from rewright.passes.models.families import FAMILIES
 from rewright.passes.spec import Opt, Spec
@@ -87,13 +90,18 @@ class CompressOptions:
     ] = None
     skip: Annotated[tuple[str, ...], Opt("matrices left alone: a regular expression on names (repeatable)")] = ()
     format: Annotated[
-        Literal["pack-quantized", "dense"],
-        Opt("codes packed as compressed-tensors reads them, or weights decoded again, for any family"),
+        Literal["pack-quantized", "bitmask-w4", "dense"],
+        Opt(
+            "codes packed as compressed-tensors reads them, or without the zeros of an N:M pattern for our own readers;"
+            " or weights decoded again, for any family"
+        ),
     ] = "pack-quantized"
 
     def __post_init__(self) -> None:
         self._check_zeros()
         self._check_bits()
+        if self.format == FORM:
+            self._check_bitmask()
         if self.method != "gptq":
             self._check_baseline()
         if self.needs_text and not self.calibration_text:
@@ -142,6 +150,34 @@ class CompressOptions:
             raise UsageError(
                 "`--budget measured` has nothing to deal out with `--bits 16` and no `--sparsity`",
                 hint="it deals out zeros under `--sparsity`, or bits under an average",
+            )
+
+    def _check_bitmask(self) -> None:
+        """The form has as many weights of every group of a matrix, each a symmetric code of 4 bits."""
+        others = [f"--bits-for {one}" for one in self.bits_for if one.bits != BITMASK_BITS]
+        if self.bits.number != BITMASK_BITS:
+            others.append(f"--bits {self.bits}")
+        if others:
+            raise UsageError(
+                f"`--format {FORM}` has codes of {BITMASK_BITS} bits, and `{others[0]}` asks for others",
+                hint="use `--format pack-quantized`, or 4 bits",
+            )
+        if not self.symmetric:
+            raise UsageError(
+                f"`--format {FORM}` has no zero points, and `--asymmetric` asks for them",
+                hint="use `--format pack-quantized`, or `--symmetric`",
+            )
+        if self.pattern.of is None:
+            said = "`--mask keep`" if self.mask == "keep" else "an unstructured sparsity"
+            asked = pattern_for(self.group_size.columns or 128, 1 - (self.sparsity or 0.5))
+            raise UsageError(
+                f"`--format {FORM}` keeps as many weights of every group, and {said} does not",
+                hint=f"use `--pattern {asked}`, or `--format pack-quantized`",
+            )
+        if self.budget == "measured":
+            raise UsageError(
+                f"`--budget measured` deals out bits, and `--format {FORM}` has {BITMASK_BITS} for every matrix",
+                hint="leave it out, or use `--format pack-quantized`",
             )
 
     def _check_baseline(self) -> None:
@@ -196,7 +232,7 @@ class CompressOptions:
     @property
     def packs(self) -> bool:
         """Whether quantised matrices are written as packed codes."""
-        return self.format == "pack-quantized"
+        return self.format != "dense"
 
 
 COMPRESS = Spec(

@@ -25,7 +25,7 @@ from rewright.passes.errors import InputError
 from rewright.passes.finite import all_finite
 from rewright.passes.models.families import FAMILIES, family_of
 from rewright.passes.models.packed import PackedLinear
-from rewright.passes.models.packed_forms import Bitmask, Scratch, Stored, Stream
+from rewright.passes.models.packed_forms import Arena, Bitmask, Scratch, Stored, Stream
 from rewright.passes.packed_tensors import PackedWeight, read_packed, stored_shape
 
 RUNTIME_HEAD = "lm_head.weight"
@@ -89,6 +89,13 @@ class Weights:
         module = self.find(name).removesuffix(".weight")
         return read_packed(self.source, module, self._form(module))
 
+    def packed_bytes(self, name: str) -> int:
+        """Bytes of an arena that holds a packed matrix as the file does."""
+        module = self.find(name).removesuffix(".weight")
+        leaves = (*compressed_tensors.SUFFIXES, *bitmask.SUFFIXES)
+        held = [self.source.entries.get(f"{module}.{leaf}") for leaf in dict.fromkeys(leaves)]
+        return sum(entry.nbytes + Arena.ALIGN for entry in held if entry is not None)
+
     def matrix(self, name: str) -> Stored:
         """The codes of a packed matrix, as the file has them. Raises InputError."""
         held = self.packed(name)
@@ -136,7 +143,26 @@ class Weights:
                 torch.cat([self.read(part, dtype) for part in parts], out=target)
             return whole
         stored = self.find(name)
-        tensor = self._decoded(stored, dtype) if self._packed(stored) else self.source.read(stored)
+        if self._packed(stored):
+            return self._checked(stored, self._decoded(stored, dtype), dtype)
+        if not self._turns(stored, dtype):
+            return self._checked(stored, self.source.read(stored), dtype)
+        rows, columns = self.source.entries[stored].shape
+        whole = torch.empty(rows, columns, dtype=dtype)
+        step = max(1, _PART // max(1, columns))
+        for start in range(0, rows, step):
+            part = self.source.read_rows(stored, start, start + step)
+            whole[start : start + step] = self._checked(stored, part, dtype)
+        return whole
+
+    def _turns(self, stored: str, dtype: torch.dtype) -> bool:
+        """Whether a stored matrix is wanted in another dtype: then it is turned a few rows at a time."""
+        entry = self.source.entries[stored]
+        held = to_torch(entry.dtype)
+        return len(entry.shape) == 2 and held is not None and held.is_floating_point and held != dtype
+
+    @staticmethod
+    def _checked(stored: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if not tensor.is_floating_point():
             return tensor
         cast = tensor.to(dtype)
@@ -257,11 +283,16 @@ class Assembly:
 
     def place(self, prefix: str = "", *, without: tuple[str, ...] = ()) -> None:
         """Give every meta tensor at or below `prefix` its value, but for those below a prefix in `without`."""
-        for path, module in self.model.get_submodule(prefix).named_modules(prefix=prefix):
-            if any(path == skip or path.startswith(skip + ".") for skip in without):
-                continue
-            if isinstance(module, PackedLinear) and module.form is None:
-                self._place_packed(f"{path}.weight", module)
+        modules = [
+            (path, module)
+            for path, module in self.model.get_submodule(prefix).named_modules(prefix=prefix)
+            if not any(path == skip or path.startswith(skip + ".") for skip in without)
+        ]
+        empty = {f"{path}.weight": held for path, held in modules if isinstance(held, PackedLinear) and not held.form}
+        arena = Arena(sum(map(self.weights.packed_bytes, empty))) if self.device.type == "cpu" else None
+        for name, linear in empty.items():
+            self._place_packed(name, linear, arena)
+        for path, module in modules:
             self._place_buffers(path, module)
             for leaf, parameter in list(module._parameters.items()):
                 if parameter is not None and parameter.is_meta:
@@ -284,14 +315,14 @@ class Assembly:
                 value = self.weights.read(f"{path}.{leaf}" if path else leaf, buffer.dtype)
                 module._buffers[leaf] = value.to(self.device)
 
-    def _place_packed(self, name: str, module: PackedLinear) -> None:
+    def _place_packed(self, name: str, module: PackedLinear, arena: Arena | None) -> None:
         self._check_shape(name, self.weights.shape(name), (module.out_features, module.in_features))
         matrix = self.weights.matrix(name)
         largest = matrix.scale.abs().max().double() * 2.0**matrix.bits
         if not bool(largest <= torch.finfo(self.dtype).max):
             # what is wrong is said of the decoded weight
             self.weights.read(name, self.dtype)
-        module.fill(matrix.to(self.device), self.dtype)
+        module.fill(matrix.to(self.device), self.dtype, arena)
 
     def _place_parameter(self, name: str, module: nn.Module, leaf: str) -> None:
         for alias, original in self._tied.items():

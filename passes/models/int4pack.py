@@ -33,13 +33,16 @@ def group_for(rows: int, columns: int, group: int) -> int | None:
     return fits
 
 
-def pack(codes: Callable[[int, int], torch.Tensor], rows: int, columns: int) -> torch.Tensor:
-    """The product's form of 4-bit codes, uint8 (rows, columns / 2); `codes(start, stop)` gives int8 rows in -8..7."""
-    packed = torch.empty(rows, columns // 2, dtype=torch.uint8)
+def pack(codes: Callable[[int, int], torch.Tensor], packed: torch.Tensor) -> torch.Tensor:
+    """Fill `packed`, uint8 (rows, columns / 2), with the product's form of 4-bit codes, and return it.
+
+    `codes(start, stop)` gives int8 rows in -8..7; it is not asked for rows again once they are filled.
+    """
+    rows, columns = packed.shape[0], 2 * packed.shape[1]
     step = UNIT * max(1, BLOCK // (UNIT * columns))
     for start in range(0, rows, step):
         stop = min(rows, start + step)
-        packed[start:stop] = _convert(codes(start, stop).to(torch.int32) + 8)
+        packed[start:stop] = _convert(codes(start, stop).to(torch.int32).add_(8))
     return packed
 
 
@@ -131,7 +134,7 @@ def _usable(rest: int) -> bool:
     try:
         if _blocks(UNIT) is None or (rest and _blocks(rest) is None):
             return False
-        packed = pack(lambda start, stop: codes[start:stop], rows, columns)
+        packed = pack(lambda start, stop: codes[start:stop], torch.empty(rows, columns // 2, dtype=torch.uint8))
         product = multiply(given, packed, group, scales)
         wanted = (given.float() @ codes.float().t()).to(torch.bfloat16)
         return torch.equal(unpack(packed, 0, rows), codes.t()) and torch.equal(product, wanted)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from rewright.passes.models import int4pack
-from rewright.passes.models.packed_forms import Form, Int4, Scratch, Stored, Stream
+from rewright.passes.models.packed_forms import Arena, Form, Int4, Scratch, Stored, Stream
 
 
 class PackedLinear(nn.Module):
@@ -29,12 +29,17 @@ class PackedLinear(nn.Module):
         self.form: Form | None = None
         self.dtype: torch.dtype | None = None
 
-    def fill(self, matrix: Stored, dtype: torch.dtype) -> None:
-        """Run on this matrix; `dtype` is that of the activations to come, which settles what it is held as."""
-        group = int4pack.group_for(*matrix.shape, matrix.shape[1] // matrix.scale.shape[1])
-        plain = isinstance(matrix, Stream) and matrix.bits == 4
-        fits = plain and dtype == torch.bfloat16 and matrix.scale.device.type == "cpu"
-        self.form = Int4(matrix, group, self.scratch) if fits and group is not None else matrix
+    def fill(self, matrix: Stored, dtype: torch.dtype, arena: Arena | None = None) -> None:
+        """Run on this matrix, whose memory is taken; `dtype`, of the activations to come, settles what it is held as.
+
+        With an arena it moves there.
+        """
+        group = None
+        if dtype == torch.bfloat16 and matrix.bits == 4 and matrix.scale.device.type == "cpu":
+            group = int4pack.group_for(*matrix.shape, matrix.shape[1] // matrix.scale.shape[1])
+        self.form = Int4(matrix, group, self.scratch) if isinstance(matrix, Stream) and group is not None else matrix
+        if arena is not None:
+            self.form.settle(arena)
         self.dtype = dtype
 
     def clear(self) -> None:

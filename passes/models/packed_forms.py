@@ -49,6 +49,24 @@ class Scratch:
         return found
 
 
+class Arena:
+    """One stretch of memory for what many matrices are held as: in pieces of its own each would leave gaps behind."""
+
+    ALIGN = 64
+
+    def __init__(self, nbytes: int) -> None:
+        self._room = torch.empty(nbytes, dtype=torch.uint8)
+        self._used = 0
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of a CPU tensor in the arena; the tensor itself where there is no room."""
+        start, stop = self._used, self._used + tensor.nbytes
+        if stop > len(self._room):
+            return tensor
+        self._used = -(-stop // self.ALIGN) * self.ALIGN
+        return self._room[start:stop].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
 class Form(nn.Module):
     """A (rows, columns) matrix of codes, each times the scale of its row and group of columns."""
 
@@ -63,6 +81,12 @@ class Form(nn.Module):
     def multiply(self, rows: torch.Tensor) -> torch.Tensor | None:
         """`rows` (m, columns) by the matrix, (m, rows), from the codes; None where decoding serves as well."""
         return None
+
+    def settle(self, arena: Arena) -> None:
+        """Move into an arena."""
+        for leaf, tensor in self._buffers.items():
+            if tensor is not None:
+                self._buffers[leaf] = arena.keep(tensor)
 
 
 class Stored(Form):
@@ -131,7 +155,7 @@ class Bitmask(Stored):
 
 
 class Int4(Form):
-    """4-bit codes in the form of torch's product on a CPU, for bfloat16 activations.
+    """4-bit codes in the form of torch's product on a CPU, for bfloat16 activations; takes the memory of its source.
 
     `scale` bfloat16 and `zero` int8 are (groups, rows). What the product reads, a scale and a zero a row and group of
     its own sizes, is made from them for each product: it would take twice what the file's scales take.
@@ -141,11 +165,11 @@ class Int4(Form):
     scale: torch.Tensor
     zero: torch.Tensor | None
 
-    def __init__(self, source: Stored, group: int, scratch: Scratch) -> None:
-        rows, columns = source.shape
+    def __init__(self, source: Stream, group: int, scratch: Scratch) -> None:
         super().__init__(source.shape)
         self.group, self.scratch = group, scratch
-        self.register_buffer("packed", int4pack.pack(source.codes, rows, columns))
+        # as many bytes a row as the file has
+        self.register_buffer("packed", int4pack.pack(source.codes, source.words.view(torch.uint8)))
         self.register_buffer("scale", source.scale.to(torch.bfloat16).t().contiguous())
         self.register_buffer("zero", None if source.zero is None else source.zero.t().contiguous())
 

@@ -14,7 +14,7 @@ from rewright.formats import publish
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.digest import SourceDigest, source_digest
 from rewright.formats.errors import ConflictError, StorageError
-from rewright.formats.provenance import STAMP, read_stamp
+from rewright.formats.provenance import STAMP, history, read_stamp
 from rewright.formats.seal import write_stamp
 from rewright.passes import bounds, calibration, keys
 from rewright.passes.context import Reporter, RunOptions, Silent, find_device, usable_cpus
@@ -196,12 +196,13 @@ def _document(
     """The document of a run with nothing done yet. Raises what the passes refuse at the sight of the headers."""
     stages: list[dict[str, Any]] = []
     tensors = {name: (entry.dtype, tuple(entry.shape)) for name, entry in survey.source.entries.items()}
-    layout = Layout(tensors, survey.source.config or {})
+    layout = Layout(tensors, survey.source.config or {}, history(survey.source.stamp))
     for number, stage in enumerate(run.stages, start=1):
         with named(number, run.stages):
             _check_wants(stage, survey.source)
             guess = stage.spec.estimate(stage.options, layout)
-        layout = guess.layout
+        planned = {"pass": stage.spec.name, "options": to_plain(stage.options)}
+        layout = replace(guess.layout, made=(*layout.made, planned))
         seconds, details = timed(guess, run.options) if timed else (None, guess.details)
         stages.append(
             {

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from rewright.passes.compress.spec import COMPRESS
 from rewright.passes.context import RunOptions
+from rewright.passes.convert.spec import CONVERT
 from rewright.passes.errors import UsageError
 from rewright.passes.spec import Spec, fields_of
 
@@ -23,7 +24,7 @@ def _checked(specs: Iterable[Spec]) -> dict[str, Spec]:
     return known
 
 
-SPECS: dict[str, Spec] = _checked([COMPRESS])
+SPECS: dict[str, Spec] = _checked([COMPRESS, CONVERT])
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:

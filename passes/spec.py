@@ -197,10 +197,15 @@ def from_plain(options: type, plain: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A checkpoint as its headers tell it: `tensors` maps a name to (safetensors dtype, shape)."""
+    """A checkpoint as its headers tell it: `tensors` maps a name to (safetensors dtype, shape).
+
+    `made` are the stages that are known to have made it, oldest first, as stamps record them; those still to run have
+    no metrics.
+    """
 
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     config: Mapping[str, Any]
+    made: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def model_type(self) -> str:

@@ -1,0 +1,142 @@
+"""What is written: tensors, configuration, and what that takes. Standard library only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rewright.formats import bitmask, compressed_tensors
+from rewright.formats.compressed_tensors import Scheme
+from rewright.formats.dtypes import BITS, nbytes
+from rewright.formats.layout import TensorSpec
+from rewright.passes.convert.order import ordered
+from rewright.passes.convert.plan import SHARED, Module, Plan, draw_up
+from rewright.passes.spec import Estimate, Layout
+
+if TYPE_CHECKING:
+    from rewright.passes.convert.spec import ConvertOptions
+
+# Codes taken through memory together; what each takes there while they are.
+BLOCK = 1 << 20
+_BYTES_A_CODE = 24
+
+
+def specs(plan: Plan, layout: Layout) -> tuple[TensorSpec, ...]:
+    """The tensors of the result, in their order."""
+    found: list[TensorSpec] = []
+    for name in ordered(plan, layout):
+        if name in plan.modules:
+            found += _written(plan, plan.modules[name], layout)
+        else:
+            dtype, shape = layout.tensors[name]
+            found.append(TensorSpec(name, dtype, tuple(shape)))
+    return tuple(found)
+
+
+def _written(plan: Plan, module: Module, layout: Layout) -> Iterator[TensorSpec]:
+    shape = (module.rows, module.columns)
+    if plan.to == "dense":
+        yield TensorSpec(module.tensor("weight"), plan.dtype, shape)
+        return
+    if plan.to == "pack-quantized":
+        made = compressed_tensors.packed_specs(module.name, shape, _scheme(module), "BF16")
+    else:
+        made = bitmask.bitmask_specs(module.name, shape, plan.bitmask_of(module), "BF16")
+    for spec in made:
+        held = layout.tensors[spec.name] if spec.name.rpartition(".")[2] in SHARED else None
+        yield spec if held is None else TensorSpec(spec.name, held[0], tuple(held[1]))
+
+
+def _scheme(module: Module) -> Scheme:
+    return Scheme(module.bits, module.group, symmetric=module.symmetric)
+
+
+def config(plan: Plan, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The top-level keys of config.json that change; None marks one to be removed."""
+    if plan.to == "pack-quantized":
+        schemes = {name: _scheme(module) for name, module in plan.modules.items()}
+        if len({module.group for module in plan.modules.values()}) > 1 and all(
+            module.group == module.columns for module in plan.modules.values()
+        ):
+            schemes = {name: replace(scheme, group_size=None) for name, scheme in schemes.items()}
+        said: dict[str, Any] | None = compressed_tensors.quantization_config(schemes, plan.ignore)
+    elif plan.to == "bitmask-w4":
+        records = {name: plan.bitmask_of(module) for name, module in plan.modules.items()}
+        said = bitmask.quantization_config(records, plan.ignore)
+    else:
+        said = None
+    changes: dict[str, Any] = {"quantization_config": said}
+    text = stated.get("text_config")
+    if "quantization_config" not in stated and isinstance(text, Mapping):
+        changes["text_config"] = {key: value for key, value in text.items() if key != "quantization_config"}
+    return changes
+
+
+def unit_of(name: str) -> str:
+    """What a tensor is converted together with: its layer, by the first number in its name."""
+    found = re.match(r"(.*?\.\d+)(\.|$)", name)
+    return found[1] if found else "rest"
+
+
+def units(plan: Plan, layout: Layout) -> dict[str, list[str]]:
+    """Packed modules and other tensors by the unit that they are written in, in the order of the result."""
+    found: dict[str, list[str]] = {}
+    for name in ordered(plan, layout):
+        found.setdefault(unit_of(name), []).append(name)
+    return found
+
+
+def copied_bytes(plan: Plan, layout: Layout) -> int:
+    """The bytes of tensors that are no part of a packed matrix."""
+    return sum(nbytes(dtype, shape) for name, (dtype, shape) in layout.tensors.items() if plan.owner(name) is None)
+
+
+def _peak(plan: Plan) -> int:
+    """The most memory that a matrix takes: what it becomes, whole, and a block of its codes on the way."""
+    bits = BITS[plan.dtype] if plan.to == "dense" else 4
+    largest = max((module.rows * module.columns for module in plan.modules.values()), default=0)
+    return largest * bits // 8 + min(largest, BLOCK) * _BYTES_A_CODE
+
+
+def estimate(options: ConvertOptions, layout: Layout) -> Estimate:
+    """What a run writes and takes. Records of the bitmask form are taken for half full where nothing foretells them."""
+    plan = draw_up(options.to, layout)
+    if plan.form == plan.to:
+        return linked(layout, plan)
+    guessed = plan.to == "bitmask-w4" and plan.kept is None
+    if guessed:
+        plan = replace(plan, kept=0.5)
+    tensors = {spec.name: (spec.dtype, spec.shape) for spec in specs(plan, layout)}
+    written = sum(nbytes(*spec) for spec in tensors.values())
+    read = sum(nbytes(dtype, shape) for dtype, shape in layout.tensors.values())
+    codes = sum(module.rows * module.columns for module in plan.modules.values())
+    stated = {**layout.config, **config(plan, layout.config)}
+    details: dict[str, Any] = {"from": plan.form, "matrices": len(plan.modules)}
+    if plan.kept is not None:
+        details["kept"] = "half a record, unless counting finds more" if guessed else plan.kept
+    return Estimate(
+        layout=Layout(tensors, {key: value for key, value in stated.items() if value is not None}),
+        output_bytes=written,
+        peak_host_bytes=_peak(plan),
+        peak_device_bytes=0,
+        flops=0,
+        bytes_moved=read + written + _BYTES_A_CODE * codes,
+        details=details,
+    )
+
+
+def linked(layout: Layout, plan: Plan) -> Estimate:
+    """A source that is in the form already: its weight files are linked, or copied where they cannot be."""
+    total = sum(nbytes(dtype, shape) for dtype, shape in layout.tensors.values())
+    details = {"from": plan.form, "matrices": len(plan.modules), "weights": "in that form already, linked"}
+    return Estimate(
+        layout=layout,
+        output_bytes=total,
+        peak_host_bytes=0,
+        peak_device_bytes=0,
+        flops=0,
+        bytes_moved=0,
+        details=details,
+    )

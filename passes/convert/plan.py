@@ -1,0 +1,285 @@
+"""Which matrices a source holds packed, and whether they can take another form: from headers, standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rewright.formats import bitmask, compressed_tensors
+from rewright.formats.bitmask import Bitmask
+from rewright.formats.compressed_tensors import Scheme
+from rewright.formats.dtypes import nbytes
+from rewright.formats.foreign import refuse_scaled
+from rewright.formats.layout import TensorSpec
+from rewright.passes.errors import InputError
+from rewright.passes.spec import Layout
+
+Form = Literal["pack-quantized", "bitmask-w4", "dense"]
+
+# The tensor of a module by which each form is known, and all it may have.
+_MARK = {"pack-quantized": "weight_packed", "bitmask-w4": "weight_mask"}
+_PARTS = {
+    "pack-quantized": compressed_tensors.SUFFIXES,
+    "bitmask-w4": ("weight_mask", "weight", "weight_scale", "weight_shape"),
+}
+# What the two packed forms share, which is copied.
+SHARED = ("weight_scale", "weight_shape")
+_FLOATS = ("F64", "F32", "BF16", "F16")
+_WIDTHS = (2, 3, 4, 8)
+# Kept weights of a group from which on mask and codes take no less than the codes of all.
+_NO_GAIN = 0.75
+# How full records of a pattern are: a kept weight has a code of zero now and then. Unstructured zeros leave more room.
+_FULL = 0.9
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A packed matrix of the source, (rows, columns) of codes, `group` columns to a scale.
+
+    `nnz` is how many weights of a group are kept in the source's bitmask form, None in any other.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    bits: int
+    group: int
+    symmetric: bool
+    nnz: int | None
+
+    def tensor(self, leaf: str) -> str:
+        return f"{self.name}.{leaf}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Source and target form, the packed modules in file order, and what else a result is made of.
+
+    `dtype` is the safetensors dtype of decoded weights. `kept` is the share of a group's weights that bitmask
+    records have room for, None where it is still to be counted. `ignore` are the modules that stay dense.
+    """
+
+    form: Form
+    to: Form
+    modules: Mapping[str, Module]
+    dtype: str
+    ignore: tuple[str, ...]
+    kept: float | None
+
+    def bitmask_of(self, module: Module) -> Bitmask:
+        """The record of a module in the bitmask form. Needs `kept`."""
+        assert self.kept is not None
+        count = max(1, math.ceil(module.group * self.kept - 1e-9))
+        return Bitmask(module.group, count + count % 2)
+
+    def owner(self, name: str) -> Module | None:
+        """The packed module that a stored tensor is a part of."""
+        module, _, leaf = name.rpartition(".")
+        found = self.modules.get(module)
+        return found if found is not None and leaf in _PARTS[self.form] else None
+
+
+def form_of(layout: Layout) -> Form:
+    """The form a checkpoint is in. Raises FormatError for one that is not read."""
+    if bitmask.parse(layout.config) is not None:
+        return "bitmask-w4"
+    if compressed_tensors.parse(layout.config) is not None:
+        return "pack-quantized"
+    refuse_scaled(layout.tensors)
+    return "dense"
+
+
+def draw_up(to: Form, layout: Layout, shapes: Shapes | None = None) -> Plan:
+    """Decide every tensor; `shapes` are those that modules say they have, without which headers must do.
+
+    Raises InputError for a source that cannot take the form: a dense one, whose codes nobody knows, or one whose
+    matrices the bitmask form has no room for.
+    """
+    form = form_of(layout)
+    modules = {} if form == "dense" else dict(_modules(form, layout, shapes))
+    if form == "dense" and to != "dense":
+        raise InputError(
+            "the checkpoint is dense: it has no codes to write in another form",
+            hint="`rewright compress` chooses codes, and writes either form",
+        )
+    if form != "dense" and not modules:
+        raise InputError(f"`config.json` says {form}, and no tensor is in that form")
+    if form != to and to == "bitmask-w4":
+        for module in modules.values():
+            _refuse_module(module, layout)
+    kept = _kept(form, to, layout, modules)
+    ignore = () if to in ("dense", form) else _ignored(form, layout)
+    return Plan(form, to, modules, _dtype(layout), ignore, kept)
+
+
+def _modules(form: Form, layout: Layout, shapes: Shapes | None) -> Iterator[tuple[str, Module]]:
+    mark = _MARK[form]
+    packing, masks = compressed_tensors.parse(layout.config) if form == "pack-quantized" else None, None
+    if packing is None:
+        masks = bitmask.parse(layout.config)
+    for name in layout.tensors:
+        if not name.endswith(f".{mark}"):
+            continue
+        module = name.removesuffix(f".{mark}")
+        said = shapes[module] if shapes is not None else None
+        if packing is not None:
+            scheme = packing.scheme_of(module)
+            if scheme is None:
+                raise InputError(f"`{module}` is packed, and `config.json` says nothing of how")
+            yield module, _packed(module, scheme, layout, said)
+        else:
+            assert masks is not None
+            record = masks.of(module)
+            if record is None:
+                raise InputError(f"`{module}` has a mask, and `config.json` says nothing of how")
+            yield module, _masked(module, record, layout, said)
+
+
+def _packed(module: str, scheme: Scheme, layout: Layout, said: tuple[int, ...] | None) -> Module:
+    stored = _held(layout, f"{module}.weight_packed", 2)
+    rows, words = stored
+    scales = _held(layout, f"{module}.weight_scale", 2)
+    _held(layout, f"{module}.weight_shape", 1)
+    if scheme.bits not in _WIDTHS:
+        raise InputError(f"`{module}.weight_packed` has codes of {scheme.bits} bits, which are not read")
+    # a row of whole words may be some columns shorter, which headers do not tell where a row has one scale
+    columns = said[1] if said is not None else scales[1] * (scheme.group_size or words * 32 // scheme.bits)
+    found = Module(
+        module, rows, columns, scheme.bits, scheme.group_size or columns, symmetric=scheme.symmetric, nnz=None
+    )
+    wanted = compressed_tensors.packed_specs(module, (rows, columns), scheme, "F32")
+    _check(layout, module, wanted, said or (rows, columns))
+    return found
+
+
+def _masked(module: str, record: Bitmask, layout: Layout, said: tuple[int, ...] | None) -> Module:
+    rows, groups, _ = _held(layout, f"{module}.weight_mask", 3)
+    shape = (rows, groups * record.group_size)
+    wanted = bitmask.bitmask_specs(module, shape, record, "BF16")
+    _check(layout, module, wanted, said or shape)
+    return Module(module, *shape, bits=4, group=record.group_size, symmetric=True, nnz=record.nnz)
+
+
+def _held(layout: Layout, name: str, axes: int) -> tuple[int, ...]:
+    """The shape of a tensor that must be there with so many axes. Raises InputError."""
+    if name not in layout.tensors:
+        raise InputError(f"tensor `{name}` is missing", hint="is a shard of the download absent?")
+    shape = tuple(layout.tensors[name][1])
+    if len(shape) != axes:
+        raise InputError(f"tensor `{name}` has shape {list(shape)}, and only packed matrices are read")
+    return shape
+
+
+def _check(layout: Layout, module: str, wanted: Iterable[TensorSpec], said: tuple[int, ...]) -> None:
+    """Hold a module's tensors against the shape that it says it has. Raises InputError."""
+    for spec in wanted:
+        shape, dtype = _held(layout, spec.name, len(spec.shape)), layout.tensors[spec.name][0]
+        shared = spec.name.rpartition(".")[2] in SHARED
+        if shape != spec.shape or (dtype != spec.dtype and not shared):
+            raise InputError(
+                f"tensor `{spec.name}` is {dtype} {list(shape)}, and `{module}` of {list(said)} makes it"
+                f" {spec.dtype} {list(spec.shape)}"
+            )
+
+
+def _refuse_module(module: Module, layout: Layout) -> None:
+    """Raise InputError for a matrix that a bitmask record cannot hold, whatever its codes are."""
+    name = module.tensor("weight_packed")
+    hint = "the bitmask form holds symmetric 4-bit codes: compress with `--bits 4 --pattern 64:128`"
+    if module.bits != 4:
+        raise InputError(f"`{name}` has codes of {module.bits} bits", hint=hint)
+    if not module.symmetric:
+        raise InputError(f"`{name}` has asymmetric codes", hint=hint)
+    if module.group % 8:
+        raise InputError(f"`{name}` has groups of {module.group}, which is no multiple of 8", hint=hint)
+    scale = module.tensor("weight_scale")
+    if layout.tensors[scale][0] not in ("F16", "BF16"):
+        raise InputError(
+            f"`{scale}` is {layout.tensors[scale][0]}, and the bitmask form holds scales of 16 bits",
+            hint="`rewright compress` writes scales of 16 bits",
+        )
+
+
+def _kept(form: Form, to: Form, layout: Layout, modules: Mapping[str, Module]) -> float | None:
+    """The share of weights that every record keeps, as far as the source's form or what made it tells it.
+
+    Raises InputError where records are wanted and the source was made to keep now more, now fewer.
+    """
+    if form == "bitmask-w4":
+        shares = {(module.nnz or 0) / module.group for module in modules.values()}
+        return shares.pop() if len(shares) == 1 else None
+    for stage in reversed(layout.made):
+        options, metrics = stage.get("options") or {}, stage.get("metrics") or {}
+        if stage.get("pass") == "convert" and isinstance(metrics.get("kept"), float):
+            return float(metrics["kept"])
+        if stage.get("pass") == "compress":
+            keep, colon, of = str(options.get("pattern", "")).partition(":")
+            if colon and keep.isdecimal() and of.isdecimal() and int(of):
+                return int(keep) / int(of)
+            if to != form and to == "bitmask-w4" and options.get("mask") != "keep":
+                raise unstructured("the model was compressed without a pattern: its groups keep any number of weights")
+            return None
+    return None
+
+
+def settle(plan: Plan, counts: Mapping[str, tuple[int, int, int]]) -> Plan:
+    """The plan with records for what was counted: in each matrix the most non-zero codes of a group, all of them,
+    and the groups that have any.
+
+    Every matrix keeps one share, the largest that any group needs, since that is how patterns are asked for: a matrix
+    whose kept weights happen to have codes of zero has the records of the others. Raises InputError where a record
+    would save nothing, and where groups keep now more, now fewer.
+    """
+    shares = {name: largest / plan.modules[name].group for name, (largest, _, _) in counts.items()}
+    needed = max(shares.values())
+    if plan.kept is not None and needed <= plan.kept:
+        return plan
+    filled = sum(total for _, total, _ in counts.values())
+    room = sum(largest * groups for largest, _, groups in counts.values())
+    if needed < _NO_GAIN and filled >= _FULL * room:
+        return replace(plan, kept=needed)
+    for name, (largest, total, groups) in counts.items():
+        if shares[name] >= _NO_GAIN or total < _FULL * largest * groups:
+            group = plan.modules[name].group
+            raise unstructured(
+                f"`{name}.weight` keeps up to {largest} of {group} weights, {total / groups:.4g} in the mean",
+                group,
+            )
+    return replace(plan, kept=needed)
+
+
+def unstructured(message: str, group: int = 128) -> InputError:
+    """The refusal of matrices that keep now more weights of a group, now fewer."""
+    return InputError(
+        message,
+        hint=f"a record of the bitmask form holds a fixed number: compress with `--pattern {group // 2}:{group}`",
+    )
+
+
+def _ignored(form: Form, layout: Layout) -> tuple[str, ...]:
+    """The modules that stay dense: those the source lists, and those that its patterns or targets leave dense.
+
+    The result says of every linear module it does not name here that it is packed.
+    """
+    packing = compressed_tensors.parse(layout.config) if form == "pack-quantized" else None
+    if packing is None:
+        stated = layout.config.get("quantization_config") or layout.config["text_config"]["quantization_config"]
+        return tuple(stated.get("ignore", ()))
+    dense = (
+        name.removesuffix(".weight")
+        for name, (_, shape) in layout.tensors.items()
+        if name.endswith(".weight") and len(shape) == 2
+    )
+    return tuple(dict.fromkeys((*packing.ignore, *(n for n in (*dense, "lm_head") if packing.scheme_of(n) is None))))
+
+
+def _dtype(layout: Layout) -> str:
+    """The dtype that most of the floating-point bytes have, scales left out: what the model is stored in."""
+    sizes: dict[str, int] = {}
+    for name, (dtype, shape) in layout.tensors.items():
+        if dtype in _FLOATS and not name.endswith("_scale"):
+            sizes[dtype] = sizes.get(dtype, 0) + nbytes(dtype, shape)
+    return max(sizes, key=lambda dtype: sizes[dtype], default="F32")

@@ -1,0 +1,124 @@
+"""`convert` at work: count where it must, then layer by layer read, turn and write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.draft import Draft
+from rewright.formats.provenance import history
+from rewright.passes.context import Context
+from rewright.passes.convert.codes import Reader, converted, most
+from rewright.passes.convert.output import config, copied_bytes, specs, units
+from rewright.passes.convert.plan import SHARED, Plan, draw_up, settle
+from rewright.passes.convert.spec import ConvertOptions
+from rewright.passes.spec import Layout, Metrics
+from rewright.passes.summary import packed_shape
+
+
+def run(context: Context, options: ConvertOptions, source: Checkpoint, draft: Draft) -> Metrics:
+    """Write every packed matrix in the form asked for, and everything else as it is."""
+    tensors = {name: (entry.dtype, tuple(entry.shape)) for name, entry in source.entries.items()}
+    layout = Layout(tensors, source.config or {}, history(source.stamp))
+    plan = draw_up(options.to, layout, _shapes(source))
+    if plan.form == plan.to:
+        return _link(context, plan, source, draft)
+    if plan.to == "bitmask-w4":
+        plan = settle(plan, _count(context, plan, layout, source))
+    draft.declare(specs(plan, layout))
+    done = _convert(context, plan, layout, source, draft)
+    _carry(context, source, draft)
+    changes = config(plan, source.config or {})
+    gone = [key for key, value in changes.items() if value is None]
+    draft.edit_config({key: value for key, value in changes.items() if value is not None}, remove=gone)
+    return _metrics(plan, layout, done)
+
+
+def _shapes(source: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The shapes that packed modules say they have."""
+    suffix = ".weight_shape"
+    modules = (name.removesuffix(suffix) for name in source.entries if name.endswith(suffix))
+    found = ((module, packed_shape(source, module)) for module in modules)
+    return {module: shape for module, shape in found if shape is not None}
+
+
+def _link(context: Context, plan: Plan, source: Checkpoint, draft: Draft) -> Metrics:
+    context.reporter.info(f"`{source.path}` is {plan.to} already: its weights are linked")
+    draft.link_weights(source)
+    _carry(context, source, draft)
+    return {"matrices": len(plan.modules), **_kept(plan)}
+
+
+def _carry(context: Context, source: Checkpoint, draft: Draft) -> None:
+    behind = draft.carry(source)
+    if behind:
+        context.reporter.warn(f"not carried over: {', '.join(behind)}")
+
+
+def _count(context: Context, plan: Plan, layout: Layout, source: Checkpoint) -> dict[str, tuple[int, int, int]]:
+    """`most` of every packed matrix."""
+    found: dict[str, tuple[int, int, int]] = {}
+    done = context.journal.done
+    with context.reporter.progress("count zeros, matrices", len(plan.modules)) as bar:
+        for unit, names in units(plan, layout).items():
+            modules = [name for name in names if name in plan.modules]
+            if modules and f"count {unit}" not in done:
+                counts: dict[str, Any] = {}
+                for name in modules:
+                    counts[name] = most(Reader(source, plan.modules[name]))
+                    bar.advance()
+                context.journal.record(f"count {unit}", counts)
+            elif modules:
+                bar.advance(len(modules))
+            found |= {name: tuple(counts) for name, counts in done.get(f"count {unit}", {}).items()}
+    return found
+
+
+def _convert(context: Context, plan: Plan, layout: Layout, source: Checkpoint, draft: Draft) -> list[dict[str, int]]:
+    """Unit after unit, each on the disk before the next; returns what each came to."""
+    done = context.journal.done
+    parts = units(plan, layout)
+    with context.reporter.progress("convert, tensors", sum(map(len, parts.values()))) as bar:
+        for unit, names in parts.items():
+            if unit in done:
+                bar.advance(len(names))
+                continue
+            zeros = 0
+            for name in names:
+                if name in plan.modules:
+                    zeros += _write(plan, name, source, draft)
+                else:
+                    draft.copy(name, source)
+                bar.advance()
+            draft.sync()
+            context.journal.record(unit, {"zeros": zeros})
+            context.reporter.event("converted", unit=unit, matrices=sum(name in plan.modules for name in names))
+    return [done[unit] for unit in parts]
+
+
+def _write(plan: Plan, name: str, source: Checkpoint, draft: Draft) -> int:
+    """A packed matrix in its new form; returns how many of its weights are zero."""
+    module = plan.modules[name]
+    made, zeros = converted(plan, Reader(source, module))
+    for leaf, tensor in made.items():
+        draft.write(module.tensor(leaf), tensor)
+    if plan.to != "dense":
+        for leaf in SHARED:
+            draft.copy(module.tensor(leaf), source)
+    return zeros
+
+
+def _metrics(plan: Plan, layout: Layout, done: list[dict[str, int]]) -> Metrics:
+    weights = sum(module.rows * module.columns for module in plan.modules.values())
+    stored = sum(spec.nbytes for spec in specs(plan, layout)) - copied_bytes(plan, layout)
+    return {
+        "matrices": len(plan.modules),
+        "sparsity": sum(unit["zeros"] for unit in done) / weights if weights else 0.0,
+        "bits_per_weight": 8 * stored / weights if weights else 0.0,
+        **_kept(plan),
+    }
+
+
+def _kept(plan: Plan) -> Metrics:
+    """What a conversion back should know: the share of a group's weights that a record has room for."""
+    return {} if plan.kept is None else {"kept": plan.kept}

@@ -99,7 +99,7 @@ def read_packed(held: Reads, module: str, form: Scheme | Bitmask) -> PackedWeigh
             )
     if not isinstance(form, Bitmask):
         return PackedWeight(module, "pack-quantized", form.bits, form.group_size or shape[1], shape, tensors)
-    _check_mask(tensors["weight_mask"], form.nnz, module)
+    check_mask(tensors["weight_mask"], form.nnz, module)
     return PackedWeight(module, "bitmask-w4", BITS, form.group_size, shape, tensors)
 
 
@@ -111,7 +111,8 @@ def stored_shape(said: torch.Tensor, module: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def _check_mask(mask: torch.Tensor, nnz: int, module: str) -> None:
+def check_mask(mask: torch.Tensor, nnz: int, module: str) -> None:
+    """Raise InputError naming the first group of a mask that keeps another number than `nnz`."""
     kept = counts(mask)
     wrong = (kept != nnz).nonzero()
     if len(wrong):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rewright.passes import calibration
 from rewright.passes.context import usable_cpus
 from rewright.passes.errors import BoundError, InputError
-from rewright.passes.machine import set_threads
+from rewright.passes.machine import peak_resident, set_threads
 from rewright.passes.scoring import Scorer, open_scorer
 
 if TYPE_CHECKING:
@@ -40,13 +39,13 @@ def tokens_after(
     """Token ids after a prompt, one forward each, with a key-value cache."""
     import torch
 
-    from rewright.passes.loading import new_cache
+    from rewright.passes.models.running import last_only, new_cache
 
     draws = torch.Generator().manual_seed(seed)
-    rows, cache = torch.tensor([prompt], device=scorer.device), new_cache(scorer.model)
+    rows, kept = torch.tensor([prompt], device=scorer.device), {**new_cache(scorer.model), **last_only(scorer.model)}
     for _ in range(most):
         with torch.inference_mode():
-            output = scorer.model(input_ids=rows, use_cache=True, **cache)
+            output = scorer.model(input_ids=rows, use_cache=True, **kept)
         token = _pick(output.logits[0, -1].float().cpu(), temperature, top_p, draws)
         if token in scorer.ends:
             return
@@ -68,7 +67,7 @@ def generate(
 ) -> Iterator[str]:
     """Pieces of text that follow the prompt. Raises InputError when prompt and text are past the model's positions."""
     set_threads(threads or usable_cpus())
-    scorer = open_scorer(path, device, dtype)
+    scorer = open_scorer(path, device, dtype, brief=True)
     start = calibration.start_tokens(scorer.tokenizer)
     begin = start + calibration.encode(scorer.tokenizer, prompt, scorer.rows)
     if not begin:
@@ -107,47 +106,64 @@ def bench(
     dtype: str = "auto",
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Tokens a second of reading a prompt and of writing on, greedily, one row; weights and peak memory in bytes."""
+    """Tokens a second of reading a prompt and of writing on, greedily, one row; bytes of weights, of reading, at most.
+
+    `bytes_read_per_token` is what one token's decoding reads: the weights, but of a table only the row it looks up and
+    of experts those it goes to, and the keys and values of the tokens before it, as many as there are half-way.
+    `peak_over_idle_bytes` is the growth of the process's peak over what it held before it opened the checkpoint.
+    """
     import torch
 
-    from rewright.passes.loading import new_cache
+    # what takes memory by being imported is there before any is counted
+    from rewright.passes import loading  # noqa: F401
+    from rewright.passes.models import running
 
     set_threads(threads or usable_cpus())
-    scorer = open_scorer(path, device, dtype)
+    idle = peak_resident()
+    scorer = open_scorer(path, device, dtype, brief=True)
     limit = scorer.positions or prompt_tokens + new_tokens
     prompt_tokens = min(prompt_tokens, limit - 1)
     new_tokens = min(new_tokens, limit - prompt_tokens)
     prompt = [(7 * place) % scorer.rows for place in range(prompt_tokens)]
-    held = sum(p.numel() * p.element_size() for p in scorer.model.parameters())
-
-    def clock() -> float:
-        if scorer.device.type == "cuda":
-            torch.cuda.synchronize(scorer.device)
-        return time.perf_counter()
-
-    times: list[tuple[float, float]] = []
-    with torch.inference_mode():
-        for _ in range(4):
-            rows = torch.tensor([prompt], device=scorer.device)
-            started = clock()
-            cache = new_cache(scorer.model)
-            output = scorer.model(input_ids=rows, use_cache=True, **cache)
-            read = clock()
-            for _ in range(new_tokens):
-                rows = output.logits[:, -1:].argmax(-1)
-                output = scorer.model(input_ids=rows, use_cache=True, **cache)
-            times.append((read - started, clock() - read))
     # the first round warms up
-    prefill, decode = (sorted(column)[1] for column in zip(*times[1:], strict=True))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    rounds = [greedy(scorer.model, prompt, new_tokens) for _ in range(4)][1:]
+    prefill, decode = (sorted(column)[1] for column in list(zip(*rounds, strict=True))[:2])
+    cached = round(rounds[0][2] * (prompt_tokens + new_tokens / 2) / (prompt_tokens + new_tokens))
+    peak = peak_resident()
     return {
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "prefill_tokens_per_second": prompt_tokens / prefill,
         "decode_tokens_per_second": new_tokens / decode,
-        "weight_bytes": held,
+        "weight_bytes": running.weight_bytes(scorer.model),
+        "bytes_read_per_token": running.read_bytes(scorer.model) + cached,
         "peak_resident_bytes": peak,
+        "peak_over_idle_bytes": peak - idle,
         "peak_device_bytes": torch.cuda.max_memory_allocated(scorer.device) if scorer.device.type == "cuda" else None,
         "device": str(scorer.device),
         "dtype": str(scorer.model.dtype).removeprefix("torch."),
     }
+
+
+def greedy(model: Any, prompt: list[int], new_tokens: int) -> tuple[float, float, int]:
+    """Seconds in which any transformers model reads a prompt and writes so many tokens after it; bytes of its cache."""
+    import torch
+
+    from rewright.passes.models.running import cache_bytes, last_only, new_cache
+
+    def clock() -> float:
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        return time.perf_counter()
+
+    rows = torch.tensor([prompt], device=model.device)
+    with torch.inference_mode():
+        started = clock()
+        cache = new_cache(model)
+        kept = {**cache, **last_only(model)}
+        output = model(input_ids=rows, use_cache=True, **kept)
+        read = clock()
+        for _ in range(new_tokens):
+            rows = output.logits[:, -1:].argmax(-1)
+            output = model(input_ids=rows, use_cache=True, **kept)
+        return read - started, clock() - read, sum(map(cache_bytes, cache.values()))

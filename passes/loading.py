@@ -7,7 +7,6 @@ resident is what is in use. With `models/` this is the only code that imports tr
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rewright.formats.foreign import refuse_scaled
 from rewright.passes.calibration import has_tokenizer
 from rewright.passes.errors import InputError
 from rewright.passes.finite import all_finite
+from rewright.passes.machine import give_back
 from rewright.passes.models.families import FAMILIES, family_of
 from rewright.passes.models.packed import PackedLinear
 from rewright.passes.models.packed_forms import Arena, Bitmask, Scratch, Stored, Stream
@@ -30,7 +30,7 @@ from rewright.passes.packed_tensors import PackedWeight, read_packed, stored_sha
 
 RUNTIME_HEAD = "lm_head.weight"
 # Elements that are turned into another dtype at once.
-_PART = 1 << 20
+_PART = 1 << 17
 
 
 class Weights:
@@ -290,13 +290,14 @@ class Assembly:
         ]
         empty = {f"{path}.weight": held for path, held in modules if isinstance(held, PackedLinear) and not held.form}
         arena = Arena(sum(map(self.weights.packed_bytes, empty))) if self.device.type == "cpu" else None
-        for name, linear in empty.items():
-            self._place_packed(name, linear, arena)
         for path, module in modules:
             self._place_buffers(path, module)
             for leaf, parameter in list(module._parameters.items()):
                 if parameter is not None and parameter.is_meta:
                     self._place_parameter(f"{path}.{leaf}" if path else leaf, module, leaf)
+        # last: a dense matrix takes more to be looked through than a packed one
+        for name, linear in empty.items():
+            self._place_packed(name, linear, arena)
 
     def _place_buffers(self, path: str, module: nn.Module) -> None:
         """Buffers that no file holds are computed by the model class, as it does when it is made."""
@@ -406,11 +407,14 @@ def load(
         assembly = Assembly(source, dtype, torch.device(device), packed=packed)
         # first, since reading it takes memory that is free again for the weights
         tokenizer = load_tokenizer(source)
+        give_back()
         assembly.place()
+        give_back()
         return assembly.model, tokenizer
     from transformers import AutoModelForCausalLM
 
     config_of(source)
+    register()
     with _as_input(source):
         model, facts = AutoModelForCausalLM.from_pretrained(
             source.root, dtype=dtype, local_files_only=True, output_loading_info=True
@@ -422,9 +426,8 @@ def load(
     return model.eval().to(device), load_tokenizer(source)
 
 
-def new_cache(model: Any) -> dict[str, Any]:
-    """An empty key-value cache, under the name that this transformers wants it by."""
-    from transformers import DynamicCache
+def register() -> None:
+    """Teach plain transformers to read `bitmask-w4` checkpoints, decoded as they are loaded; once is enough."""
+    from rewright.passes import quantiser
 
-    names = inspect.signature(model.forward).parameters
-    return {"cache" if "cache" in names else "past_key_values": DynamicCache(config=model.config)}
+    quantiser.register()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import platform
+import resource
 from importlib import metadata
 
 LIBRARIES = ("torch", "triton", "transformers", "safetensors", "compressed-tensors", "numpy")
@@ -30,3 +33,14 @@ def set_threads(threads: int) -> None:
 
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+def give_back() -> None:
+    """Hand memory that was freed back to the system, where the C library keeps it and can be told to (glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak_resident() -> int:
+    """The most bytes of memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

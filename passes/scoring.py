@@ -38,17 +38,29 @@ class Scorer:
     device: torch.device
 
 
-def open_scorer(path: str | Path, device: str, dtype: str) -> Scorer:
-    """Load a checkpoint for scoring. Raises InputError when it has no tokenizer."""
+def open_scorer(path: str | Path, device: str, dtype: str, *, brief: bool = False) -> Scorer:
+    """Load a checkpoint for scoring; a quantised one runs on its codes. Raises InputError when it has no tokenizer.
+
+    With `brief` the dtype `auto` makes a quantised model run in bfloat16 on a CPU too: in float32 what it has dense,
+    its embeddings, would take twice what they take on disk, and no product there multiplies by 4-bit codes.
+    """
     from rewright.passes.loading import load, stored_dtype
 
     place, source = find_device(device), Checkpoint.open(path)
-    model, tokenizer = load(source, compute_dtype(dtype, place, stored_dtype(source)), place)
+    if dtype == "auto" and brief and place.type == "cpu" and _quantised(source):
+        dtype = "bf16"
+    model, tokenizer = load(source, compute_dtype(dtype, place, stored_dtype(source)), place, packed=True)
     if tokenizer is None:
         raise InputError(f"`{path}` has no tokenizer", hint="put the model's `tokenizer.json` beside its weights")
-    rows = model.get_output_embeddings().weight.shape[0]
+    head = model.get_output_embeddings()
+    # a packed head has no weight without decoding it
+    rows = getattr(head, "out_features", None) or head.weight.shape[0]
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return Scorer(model, tokenizer, rows, positions, _ends(source, tokenizer), place)
+
+
+def _quantised(source: Checkpoint) -> bool:
+    return any(name.endswith(("weight_packed", "weight_mask")) for name in source.entries)
 
 
 def _ends(source: Checkpoint, tokenizer: Any) -> frozenset[int]:

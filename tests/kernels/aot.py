@@ -29,6 +29,7 @@ OPS = (
     "select",
     "admm_step",
     "pack",
+    "bitmask",
     "rng",
 )
 
@@ -258,6 +259,19 @@ def _pack_variants() -> Iterator[Variant]:
         yield Variant("pack", f"unpack {bits} bits", op.unpack_kernel, types, unpacking, options)
 
 
+def _bitmask_variants() -> Iterator[Variant]:
+    from rewright.kernels.bitmask import triton as op
+
+    options = {"enable_fp_fusion": False}
+    packing = {"codes_ptr": "*i8", "mask_ptr": "*u8", "values_ptr": "*u8"}
+    for group in (8, 32, 128, 2048):
+        sizes = op.tile(group)
+        for label, ones in (("rows", {"codes_column": 1}), ("strided", {})):
+            kernel = op.pack_kernel
+            yield Variant("bitmask", f"pack {group} {label}", kernel, packing, {**sizes, **ones}, options)
+        yield Variant("bitmask", f"unpack {group}", op.unpack_kernel, packing, sizes, options)
+
+
 def _rng_variants() -> Iterator[Variant]:
     from rewright.kernels.rng import triton as op
 
@@ -276,6 +290,7 @@ def variants(op: str) -> list[Variant]:
         "select": _select_variants,
         "admm_step": _admm_variants,
         "pack": _pack_variants,
+        "bitmask": _bitmask_variants,
         "rng": _rng_variants,
     }
     return list(makers[op]())

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rewright.kernels.bitmask import pack_bitmask
 from tests.kernels.case import DTYPES, Builder, Case, laid_out, normal
 from tests.kernels.solver_cases import solver_cases
 
@@ -137,6 +138,38 @@ def pack_cases() -> Iterator[Case]:
                 yield Case("unpack", label, torch.int8, _unpacking(bits, rows, columns, layout), exact=True)
 
 
+def masked_codes(generator: torch.Generator, rows: int, columns: int, group: int, nnz: int) -> torch.Tensor:
+    """4-bit codes of which no group has more than `nnz` that are not 0, and some have fewer."""
+    order = torch.rand(rows, columns // group if group else 0, group, generator=generator)
+    keep = order.argsort(dim=2).argsort(dim=2) < nnz
+    codes = torch.randint(-8, 8, (rows, columns), generator=generator).to(torch.int8)
+    codes[1::3] *= torch.randint(0, 2, codes[1::3].shape, generator=generator).to(torch.int8)
+    return codes * keep.view(rows, columns)
+
+
+def _masking(op: str, rows: int, groups: int, group: int, nnz: int, layout: str) -> Builder:
+    def build(generator: torch.Generator) -> dict[str, Any]:
+        codes = masked_codes(generator, rows, groups * group, group, nnz)
+        if op == "pack_bitmask":
+            return {"codes": laid_out(codes, layout), "group": group, "nnz": nnz}
+        mask, values = pack_bitmask(codes, group, nnz)
+        if layout == "slice":
+            return {"mask": mask.repeat(1, 1, 2)[..., : mask.shape[2]], "values": values.repeat(2, 1, 1)[:rows]}
+        return {"mask": mask, "values": values}
+
+    return build
+
+
+def bitmask_cases() -> Iterator[Case]:
+    # group sizes that are no power of two, and one wider than a program looks at
+    shapes = ((0, 2, 8, 4), (3, 0, 8, 4), (1, 1, 8, 2), (5, 3, 8, 8), (7, 3, 32, 16), (3, 5, 128, 64), (2, 3, 24, 10))
+    for rows, groups, group, nnz in (*shapes, (2, 1, 2088, 1044), (3, 2, 1160, 6)):
+        for layout in ("rows", "columns", "slice") if rows == 7 else ("rows",):
+            label = f"{rows}x{groups}x{nnz}of{group}-{layout}"
+            for op in ("pack_bitmask", "unpack_bitmask"):
+                yield Case(op, label, torch.int8, _masking(op, rows, groups, group, nnz, layout), exact=True)
+
+
 def _drawing(count: int, seed: int, counter: int) -> Builder:
     return lambda _: {"count": count, "seed": seed, "counter": counter}
 
@@ -151,4 +184,11 @@ def rng_cases() -> Iterator[Case]:
 
 def all_cases() -> list[Case]:
     """Every case of every op, in a fixed order."""
-    return [*hessian_update_cases(), *joint_sweep_cases(), *solver_cases(), *pack_cases(), *rng_cases()]
+    return [
+        *hessian_update_cases(),
+        *joint_sweep_cases(),
+        *solver_cases(),
+        *pack_cases(),
+        *bitmask_cases(),
+        *rng_cases(),
+    ]

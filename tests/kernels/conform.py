@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rewright.kernels.admm_step import admm_step
+from rewright.kernels.bitmask import pack_bitmask, unpack_bitmask
 from rewright.kernels.clip_search import clip_search
 from rewright.kernels.cross_update import cross_update
 from rewright.kernels.descend import descend
@@ -62,12 +63,14 @@ def call(op: str, arguments: dict[str, Any], choice: str) -> tuple[torch.Tensor,
             "joint_sweep": joint_sweep,
             "descend": descend,
             "clip_search": clip_search,
+            "pack_bitmask": pack_bitmask,
         }
         if op in several:
             return several[op](**arguments)
         plain: dict[str, Callable[..., torch.Tensor]] = {
             "pack": pack,
             "unpack": unpack,
+            "unpack_bitmask": unpack_bitmask,
             "rng": random_bits,
             "keep_largest": keep_largest,
             "keep_of": keep_of,

@@ -22,6 +22,7 @@ OPS = (
     "select",
     "admm_step",
     "pack",
+    "bitmask",
     "rng",
 )
 

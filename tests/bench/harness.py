@@ -18,7 +18,11 @@ from tests.kernels.conform import verdicts
 
 Bound = Literal["copy", "matmul"]
 # Folders of ops that hold more than one function.
-FUNCTIONS = {"pack": ("pack", "unpack"), "select": ("keep_largest", "keep_of")}
+FUNCTIONS = {
+    "pack": ("pack", "unpack"),
+    "bitmask": ("pack_bitmask", "unpack_bitmask"),
+    "select": ("keep_largest", "keep_of"),
+}
 
 
 class RedError(Exception):

@@ -28,8 +28,15 @@ def show(
     as_: Annotated[
         str | None, typer.Option("--as", metavar="chain|toml", help="print the stages that made it, to run again")
     ] = None,
+    count: Annotated[
+        bool | None,
+        typer.Option(
+            "--count/--no-count",
+            help="count the zeros of matrices, or do not; by default where that takes seconds",
+        ),
+    ] = None,
 ) -> None:
-    """Show what a checkpoint holds: files, tensors by kind, bits a weight, and what made it.
+    """Show what a checkpoint holds: files, tensors by kind, zeros, bits a weight, and what made it.
 
     Example: rewright show out --as toml > recipe.toml
     """
@@ -38,7 +45,7 @@ def show(
         return
     from rewright.passes.summary import summary
 
-    found = summary(path)
+    found = summary(path, count)
     if run.json:
         console.write_json(found)
         return
@@ -47,6 +54,12 @@ def show(
     console.write(table(_facts(found)))
     console.write("")
     console.write(table(_kinds(found["kinds"]), head=("kind", "tensors", "parameters", "bytes", "bits a weight")))
+    if found["matrices"]:
+        console.write("")
+        head = ("matrices of layers", "count", "weights", "zeros", "bytes", "bits a weight")
+        console.write(table(_matrices(found["matrices"]), head=head))
+    console.write("")
+    console.write(table(_takes(found["takes"], found["tensor_bytes"]), head=("on disk", "bytes", "share")))
     if found["stages"]:
         console.write("\nmade by")
         console.write(table(_stages(found["stages"])))
@@ -99,7 +112,8 @@ def _quantised(facts: Mapping[str, Any]) -> str:
     for scheme in facts["schemes"]:
         scale = f"groups of {scheme['group_size']}" if scheme["group_size"] else "one scale a row"
         zero = "" if scheme["symmetric"] else ", asymmetric"
-        kinds.append(f"{scheme['matrices']} at {scheme['bits']} bits, {scale}{zero}")
+        kept = f", {scheme['nnz']} of which are kept" if scheme["nnz"] else ""
+        kinds.append(f"{scheme['matrices']} at {scheme['bits']} bits, {scale}{kept}{zero}")
     return f"{facts['method']}: {'; '.join(kinds)}" if kinds else str(facts["method"])
 
 
@@ -107,6 +121,31 @@ def _kinds(kinds: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for kind, counts in kinds.items():
         bits = shown(counts["bits_per_weight"])
         yield kind, str(counts["tensors"]), f"{counts['parameters']:,}", size(counts["bytes"]), bits
+
+
+def _matrices(matrices: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for name, kind in matrices.items():
+        zeros = "not counted" if kind["sparsity"] is None else f"{100 * kind['sparsity']:.2f} %"
+        bits = shown(kind["bits_per_weight"])
+        yield name, str(kind["matrices"]), f"{kind['weights']:,}", zeros, size(kind["bytes"]), bits
+
+
+# What stands for each part in the table; parts that take nothing are left out.
+_PARTS = {
+    "codes": "codes",
+    "masks": "masks",
+    "scales": "scales, zero points and shapes",
+    "dense": "matrices that are not packed",
+    "embedding": "embedding",
+    "head": "head",
+    "rest": "norms, biases and others",
+}
+
+
+def _takes(parts: Mapping[str, int], whole: int) -> Iterator[tuple[str, ...]]:
+    for part, label in _PARTS.items():
+        if parts[part]:
+            yield label, size(parts[part]), f"{100 * parts[part] / whole:.3g} %"
 
 
 def _stages(stages: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:

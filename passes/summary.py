@@ -9,36 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rewright.formats import bitmask, compressed_tensors
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError
 from rewright.formats.provenance import STAMP, read_stamp
 from rewright.formats.strict import read_json
+from rewright.passes.kinds import KINDS, LAYER_KINDS, kind_of
+from rewright.passes.matrices import by_kind, packed_module, packed_weights, takes, to_count
 from rewright.passes.models.families import FAMILIES
 
-KINDS = ("embedding", "attention", "mlp", "experts", "norm", "head", "other")
-# Those whose matrices decoder layers consist of.
-LAYER_KINDS = ("attention", "mlp", "experts")
-
-# The first that matches a name decides: a norm inside attention is a norm.
-_PATTERNS = (
-    ("norm", re.compile(r"(^|[._])(norm\w*|\w*layer_?norm|ln_\w+|ln\d?)(\.|$)|_norm\.")),
-    ("head", re.compile(r"(^|\.)(lm_head|embed_out|output)\.")),
-    ("embedding", re.compile(r"(^|\.)(embed_\w+|embeddings?|w[tp]e|tok_embeddings|word_embeddings)\.")),
-    ("attention", re.compile(r"(^|[._])(\w*attn|\w*attention|[qkv]_proj)(\.|$)")),
-    ("experts", re.compile(r"(^|\.)experts?(\.|$)")),
-    ("mlp", re.compile(r"(^|[._])(mlp|ffn|feed_forward|\w*moe|fc\d?|gate_proj|up_proj|down_proj)(\.|$)")),
-)
 _TOKEN_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings)\.weight$")
 # What stands beside a weight to decode it; its bytes count, its elements are no weights.
 _BESIDE = re.compile(r"[._](scale|scale_inv|zero_point|shape|g_idx|absmax|scales|qzeros|global_scale)$")
 # Tables that old code stored and model classes compute again.
 _BUFFERS = re.compile(r"(\.rotary_emb\.inv_freq|\.(attn|attention)\.(bias|masked_bias))$")
 _OUTSIDE_LAYERS = re.compile(r"(^|\.)(final_layer_norm|norm|ln_f|embed_positions|wpe|project_in|project_out)\.\w+$")
-
-
-def kind_of(name: str) -> str:
-    """The part of a model that a tensor belongs to, by its name."""
-    return next((kind for kind, pattern in _PATTERNS if pattern.search(name)), "other")
 
 
 def stamp_of(path: Path) -> dict[str, Any] | None:
@@ -54,12 +39,18 @@ def stamp_of(path: Path) -> dict[str, Any] | None:
     return stamp
 
 
-def summary(path: Path) -> dict[str, Any]:
+# Zeros are counted unasked in what takes a second or two to read.
+COUNTED = 2 * 10**9
+
+
+def summary(path: Path, count: bool | None = False) -> dict[str, Any]:
     """Files, tensors, bytes, parameters and bits a weight by kind, vocabulary, quantisation, stages, warnings.
 
     `bits_per_weight` is all stored bits of a kind over its weights as a model sees them, scales included;
-    `layer_bits_per_weight` the same over attention, mlp and experts. Raises FormatError for headers that cannot be
-    read.
+    `layer_bits_per_weight` the same over attention, mlp and experts. `matrices` are those of the layers by name,
+    `takes` the bytes of codes, masks, scales and so on. With `count` the matrices' zeros are counted, which reads
+    them; None counts those of small checkpoints. Raises FormatError for headers that cannot be read, InputError for
+    packed matrices that cannot.
     """
     source = Checkpoint.open(path)
     warnings = list(source.warnings)
@@ -86,6 +77,8 @@ def summary(path: Path) -> dict[str, Any]:
         "layer_bits_per_weight": _bits(sum(c["bytes"] for c in layers), sum(c["parameters"] for c in layers)),
         "dtypes": dict(Counter(entry.dtype for entry in source.entries.values())),
         "kinds": kinds,
+        "matrices": by_kind(source, to_count(source) <= COUNTED if count is None else count),
+        "takes": takes(source),
         "embedding_rows": embedding,
         "tokenizer_rows": tokenizer,
         "quantization": _quantization(source, warnings),
@@ -117,20 +110,10 @@ def _weights_in(source: Checkpoint, name: str) -> int:
     """How many weights a stored tensor stands for."""
     if _BESIDE.search(name):
         return 0
-    if name.endswith(".weight_packed"):
-        shape = packed_shape(source, name.removesuffix(".weight_packed"))
-        if shape is not None:
-            return math.prod(shape)
+    module = packed_module(source, name)
+    if module is not None:
+        return packed_weights(source, module) if name.endswith((".weight_packed", ".weight_mask")) else 0
     return math.prod(source.entries[name].shape)
-
-
-def packed_shape(source: Checkpoint, module: str) -> tuple[int, ...] | None:
-    """The shape a packed matrix has when decoded, from its `weight_shape`; None where that is not stored."""
-    entry = source.entries.get(f"{module}.weight_shape")
-    if entry is None or entry.dtype not in ("I64", "I32") or entry.nbytes > 64:
-        return None
-    data, width = b"".join(source.chunks(entry.name)), 8 if entry.dtype == "I64" else 4
-    return tuple(int.from_bytes(data[i : i + width], "little", signed=True) for i in range(0, len(data), width))
 
 
 def _embedding_rows(source: Checkpoint) -> int | None:
@@ -171,29 +154,35 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _quantization(source: Checkpoint, warnings: list[str]) -> dict[str, Any] | None:
-    """The stored scheme: its method, and how many matrices have which bits, group size and symmetry."""
-    from rewright.formats.compressed_tensors import parse
-
+    """The stored scheme: its method, and how many matrices have which bits, group size, symmetry and kept weights."""
     stated = (source.config or {}).get("quantization_config")
     if not isinstance(stated, dict):
         return None
-    schemes: Counter[tuple[int, int | None, bool]] = Counter()
+    schemes: Counter[tuple[int, int | None, bool, int | None]] = Counter()
     try:
-        read = parse(source.config or {})
-        for name in source.entries:
-            scheme = read.scheme_of(name.removesuffix(".weight_packed")) if read and "_packed" in name else None
-            if scheme is not None:
-                schemes[scheme.bits, scheme.group_size, scheme.symmetric] += 1
+        schemes.update(_schemes(source))
     except FormatError as error:
         warnings.append(error.message)
+    keys = ("bits", "group_size", "symmetric", "nnz")
     return {
         "method": stated.get("quant_method"),
         "format": stated.get("format"),
-        "schemes": [
-            {"bits": bits, "group_size": group, "symmetric": symmetric, "matrices": count}
-            for (bits, group, symmetric), count in schemes.most_common()
-        ],
+        "schemes": [{**dict(zip(keys, key, strict=True)), "matrices": count} for key, count in schemes.most_common()],
     }
+
+
+def _schemes(source: Checkpoint) -> Iterator[tuple[int, int | None, bool, int | None]]:
+    """Of each packed matrix: bits, group size, symmetry, and the weights that a group keeps where that is fixed."""
+    masks = bitmask.parse(source.config or {})
+    packing = compressed_tensors.parse(source.config or {}) if masks is None else None
+    for name in source.entries:
+        module, _, leaf = name.rpartition(".")
+        record = masks.of(module) if masks is not None and leaf == "weight_mask" else None
+        scheme = packing.scheme_of(module) if packing is not None and leaf == "weight_packed" else None
+        if record is not None:
+            yield bitmask.BITS, record.group_size, True, record.nnz
+        elif scheme is not None:
+            yield scheme.bits, scheme.group_size, scheme.symmetric, None
 
 
 def unknown(source: Checkpoint) -> list[str]:

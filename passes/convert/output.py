@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rewright.formats import bitmask, compressed_tensors
 from rewright.formats.compressed_tensors import Scheme
 from rewright.formats.dtypes import BITS, nbytes
+from rewright.formats.files import CHUNK
 from rewright.formats.layout import TensorSpec
 from rewright.passes.convert.order import ordered
 from rewright.passes.convert.plan import SHARED, Module, Plan, draw_up
@@ -18,9 +19,12 @@ from rewright.passes.spec import Estimate, Layout
 if TYPE_CHECKING:
     from rewright.passes.convert.spec import ConvertOptions
 
-# Codes taken through memory together; what each takes there while they are.
+# Codes taken through memory together; bytes that each takes there while they are.
 BLOCK = 1 << 20
-_BYTES_A_CODE = 24
+_HELD = 24
+# Bytes that a code moves through memory when it is read from a form, and when it is written in one; as measured.
+_READ = {"pack-quantized": 8, "bitmask-w4": 28}
+_MADE = {"pack-quantized": 8, "bitmask-w4": 60, "dense": 22}
 
 
 def specs(plan: Plan, layout: Layout) -> tuple[TensorSpec, ...]:
@@ -94,10 +98,10 @@ def copied_bytes(plan: Plan, layout: Layout) -> int:
 
 
 def _peak(plan: Plan) -> int:
-    """The most memory that a matrix takes: what it becomes, whole, and a block of its codes on the way."""
+    """The most memory that is in use: what a matrix becomes, whole, and a block of its codes on the way; or a copy's."""
     bits = BITS[plan.dtype] if plan.to == "dense" else 4
     largest = max((module.rows * module.columns for module in plan.modules.values()), default=0)
-    return largest * bits // 8 + min(largest, BLOCK) * _BYTES_A_CODE
+    return max(largest * bits // 8 + min(largest, BLOCK) * _HELD, 2 * CHUNK)
 
 
 def estimate(options: ConvertOptions, layout: Layout) -> Estimate:
@@ -122,7 +126,7 @@ def estimate(options: ConvertOptions, layout: Layout) -> Estimate:
         peak_host_bytes=_peak(plan),
         peak_device_bytes=0,
         flops=0,
-        bytes_moved=read + written + _BYTES_A_CODE * codes,
+        bytes_moved=read + written + (_READ[plan.form] + _MADE[plan.to]) * codes,
         details=details,
     )
 

@@ -12,8 +12,8 @@ from rewright.passes.convert.codes import Reader, converted, most
 from rewright.passes.convert.output import config, copied_bytes, specs, units
 from rewright.passes.convert.plan import SHARED, Plan, draw_up, settle
 from rewright.passes.convert.spec import ConvertOptions
+from rewright.passes.matrices import packed_shape
 from rewright.passes.spec import Layout, Metrics
-from rewright.passes.summary import packed_shape
 
 
 def run(context: Context, options: ConvertOptions, source: Checkpoint, draft: Draft) -> Metrics:

@@ -30,6 +30,6 @@ CONVERT = Spec(
     gives="weights",
     grain="layer",
     metrics=frozenset({"matrices", "sparsity", "bits_per_weight", "kept"}),
-    paper="Compress, Then Prompt (arXiv:2305.11186); Sparse-Marlin (no paper)",
+    paper="Compress, Then Prompt (arXiv:2305.11186)",
     estimate=estimate,
 )

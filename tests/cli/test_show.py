@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from rewright.passes.compare import compare
-from rewright.passes.summary import kind_of, summary
+from rewright.passes.kinds import kind_of
+from rewright.passes.summary import summary
 
 MODEL = Path(__file__).parents[1] / "data" / "stories260K"
 
@@ -134,7 +135,9 @@ def test_packed_weights_count_as_what_they_decode_to(tmp_path: Path) -> None:
     found = summary(_checkpoint(tmp_path / "m", tensors, config))
     assert found["kinds"]["mlp"]["parameters"] == 32 * 43
     assert found["kinds"]["mlp"]["bits_per_weight"] == pytest.approx(8 * (32 * 6 * 4 + 64 + 16) / (32 * 43))
-    assert found["quantization"]["schemes"] == [{"bits": 4, "group_size": 43, "symmetric": True, "matrices": 1}]
+    assert found["quantization"]["schemes"] == [
+        {"bits": 4, "group_size": 43, "symmetric": True, "nnz": None, "matrices": 1}
+    ]
     assert not found["unknown"]
     config["quantization_config"] = {"quant_method": "fp8"}
     other = summary(_checkpoint(tmp_path / "fp8", tensors, config))

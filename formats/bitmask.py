@@ -29,6 +29,7 @@ FORM = "bitmask-w4"
 BITS = 4
 SUFFIXES = ("weight_mask", "weight", "weight_scale", "weight_shape")
 SCALE_DTYPES = ("F16", "BF16")
+_MOST = 2**31 - 1
 _HINT = "the file is damaged, or of a later version"
 
 
@@ -138,8 +139,8 @@ def _record(stated: Any, where: str) -> Bitmask:
         raise FormatError(f"{where} has no `group_size` and `nnz`", hint=_HINT)
     found = {key: stated.get(key) for key in ("group_size", "nnz")}
     for key, value in found.items():
-        if type(value) is not int:
-            raise FormatError(f"{where} has the `{key}` `{printable(str(value))}`, which is no number", hint=_HINT)
+        if type(value) is not int or not 0 < value <= _MOST:
+            raise FormatError(f"{where} has the `{key}` `{printable(str(value))}`, which is no size", hint=_HINT)
     record = Bitmask(int(found["group_size"]), int(found["nnz"]))
     fault = record.fault()
     if fault is not None:

@@ -17,7 +17,7 @@ def fits(codes: torch.Tensor, group: int, nnz: int) -> bool:
     codes   (O, I) int8; `group` divides I.
     """
     _check_codes(codes, group, nnz)
-    return bool((codes.reshape(codes.shape[0], -1, group).count_nonzero(dim=2) <= nnz).all())
+    return bool((codes.reshape(codes.shape[0], codes.shape[1] // group, group).count_nonzero(dim=2) <= nnz).all())
 
 
 def pack_bitmask(codes: torch.Tensor, group: int, nnz: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,7 +58,7 @@ def unpack_bitmask(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         or mask.dim() != 3
         or values.dim() != 3
         or mask.shape[:2] != values.shape[:2]
-        or values.shape[2] > 4 * mask.shape[2]
+        or not 0 < values.shape[2] <= 4 * mask.shape[2]
     ):
         raise ValueError(
             f"mask and values must be uint8 (O, G, group/8) and (O, G, nnz/2), not "

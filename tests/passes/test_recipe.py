@@ -27,6 +27,8 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 def _options(**given: Any) -> CompressOptions | None:
     """Options of draws, less the commonest contradictions; None where there are others."""
+    if given["format"] == "bitmask-w4":
+        given.update(bits=Bits(4), bits_for=(), symmetric=True, budget="flat", pattern=Pattern(2, 4))
     if given["method"] != "gptq":
         given["budget"] = "flat"
     if given["budget"] == "flat" and not given["bits"].whole:
@@ -71,7 +73,7 @@ COMPRESSES = st.builds(
     samples=st.integers(1),
     sequence_length=st.none() | st.integers(2),
     skip=st.lists(TEXT, max_size=3).map(tuple),
-    format=st.sampled_from(["pack-quantized", "dense"]),
+    format=st.sampled_from(["pack-quantized", "bitmask-w4", "dense"]),
 ).filter(lambda options: options is not None)
 STAGES = st.lists(COMPRESSES.map(lambda options: Stage(COMPRESS, options)), min_size=1, max_size=3).map(tuple)
 

@@ -21,6 +21,7 @@ import torch
 
 from rewright.kernels.admm_step import admm_step
 from rewright.kernels.bitmask import pack_bitmask, unpack_bitmask
+from rewright.kernels.bitmask_w4_gemv import bitmask_w4_gemv
 from rewright.kernels.clip_search import clip_search
 from rewright.kernels.cross_update import cross_update
 from rewright.kernels.descend import descend
@@ -30,10 +31,13 @@ from rewright.kernels.joint_sweep import JointSweep, joint_sweep
 from rewright.kernels.pack import pack, unpack
 from rewright.kernels.rng import random_bits
 from rewright.kernels.select import keep_largest, keep_of
+from rewright.kernels.w4a16_gemm import w4a16_gemm, w4a16_gemm_dx
+from rewright.kernels.w4a16_gemv import w4a16_gemv
 from tests.kernels import judges
 from tests.kernels.bounds import Bounds, Verdict, on
 from tests.kernels.case import Case
 from tests.kernels.cases import all_cases
+from tests.kernels.packed_cases import PACKED_JUDGES
 
 
 @contextmanager
@@ -74,6 +78,10 @@ def call(op: str, arguments: dict[str, Any], choice: str) -> tuple[torch.Tensor,
             "rng": random_bits,
             "keep_largest": keep_largest,
             "keep_of": keep_of,
+            "w4a16_gemv": w4a16_gemv,
+            "w4a16_gemm": w4a16_gemm,
+            "w4a16_gemm_dx": w4a16_gemm_dx,
+            "bitmask_w4_gemv": bitmask_w4_gemv,
         }
         return (plain[op](**arguments),)
 
@@ -93,8 +101,9 @@ def judge(case: Case, choice: str, device: str = "cpu") -> Verdict:
             return _equal([t.cpu() for t in got[:3]], list(base[:3]))
         return verdict
     mine = tuple(t.cpu() for t in got)
-    if case.op in judges.JUDGES:
-        verdict = judges.JUDGES[case.op](case, mine, base)
+    judge_of = {**judges.JUDGES, **PACKED_JUDGES}
+    if case.op in judge_of:
+        verdict = judge_of[case.op](case, mine, base)
         if not (case.exact and verdict.ok):
             return verdict
     return _equal(list(mine), list(base))

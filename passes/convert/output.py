@@ -98,7 +98,7 @@ def copied_bytes(plan: Plan, layout: Layout) -> int:
 
 
 def _peak(plan: Plan) -> int:
-    """The most memory that is in use: what a matrix becomes, whole, and a block of its codes on the way; or a copy's."""
+    """The most memory that is in use: a matrix in its new form and a block of its codes, or a piece that is copied."""
     bits = BITS[plan.dtype] if plan.to == "dense" else 4
     largest = max((module.rows * module.columns for module in plan.modules.values()), default=0)
     return max(largest * bits // 8 + min(largest, BLOCK) * _HELD, 2 * CHUNK)

@@ -32,7 +32,7 @@ _WIDTHS = (2, 3, 4, 8)
 _NO_GAIN = 0.75
 # How full records of a pattern are: a kept weight has a code of zero now and then. Unstructured zeros leave more room.
 _FULL = 0.9
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,12 @@ def _modules(form: Form, layout: Layout, shapes: Shapes | None) -> Iterator[tupl
         if not name.endswith(f".{mark}"):
             continue
         module = name.removesuffix(f".{mark}")
-        said = shapes[module] if shapes is not None else None
+        said = None
+        if shapes is not None:
+            _held(layout, f"{module}.weight_shape", 1)
+            said = shapes.get(module)
+            if said is None:
+                raise InputError(f"tensor `{module}.weight_shape` does not give rows and columns")
         if packing is not None:
             scheme = packing.scheme_of(module)
             if scheme is None:
@@ -138,28 +143,26 @@ def _modules(form: Form, layout: Layout, shapes: Shapes | None) -> Iterator[tupl
             yield module, _masked(module, record, layout, said)
 
 
-def _packed(module: str, scheme: Scheme, layout: Layout, said: tuple[int, ...] | None) -> Module:
-    stored = _held(layout, f"{module}.weight_packed", 2)
-    rows, words = stored
+def _packed(module: str, scheme: Scheme, layout: Layout, said: tuple[int, int] | None) -> Module:
+    rows, words = _held(layout, f"{module}.weight_packed", 2)
     scales = _held(layout, f"{module}.weight_scale", 2)
-    _held(layout, f"{module}.weight_shape", 1)
     if scheme.bits not in _WIDTHS:
         raise InputError(f"`{module}.weight_packed` has codes of {scheme.bits} bits, which are not read")
     # a row of whole words may be some columns shorter, which headers do not tell where a row has one scale
-    columns = said[1] if said is not None else scales[1] * (scheme.group_size or words * 32 // scheme.bits)
+    rows, columns = said if said is not None else (rows, scales[1] * (scheme.group_size or words * 32 // scheme.bits))
     found = Module(
         module, rows, columns, scheme.bits, scheme.group_size or columns, symmetric=scheme.symmetric, nnz=None
     )
     wanted = compressed_tensors.packed_specs(module, (rows, columns), scheme, "F32")
-    _check(layout, module, wanted, said or (rows, columns))
+    _check(layout, module, wanted, (rows, columns))
     return found
 
 
-def _masked(module: str, record: Bitmask, layout: Layout, said: tuple[int, ...] | None) -> Module:
+def _masked(module: str, record: Bitmask, layout: Layout, said: tuple[int, int] | None) -> Module:
     rows, groups, _ = _held(layout, f"{module}.weight_mask", 3)
-    shape = (rows, groups * record.group_size)
+    shape = said or (rows, groups * record.group_size)
     wanted = bitmask.bitmask_specs(module, shape, record, "BF16")
-    _check(layout, module, wanted, said or shape)
+    _check(layout, module, wanted, shape)
     return Module(module, *shape, bits=4, group=record.group_size, symmetric=True, nnz=record.nnz)
 
 

@@ -34,12 +34,12 @@ def run(context: Context, options: ConvertOptions, source: Checkpoint, draft: Dr
     return _metrics(plan, layout, done)
 
 
-def _shapes(source: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """The shapes that packed modules say they have."""
+def _shapes(source: Checkpoint) -> dict[str, tuple[int, int]]:
+    """The shapes that packed modules say they have, where those are shapes of matrices."""
     suffix = ".weight_shape"
-    modules = (name.removesuffix(suffix) for name in source.entries if name.endswith(suffix))
-    found = ((module, packed_shape(source, module)) for module in modules)
-    return {module: shape for module, shape in found if shape is not None}
+    modules = [name.removesuffix(suffix) for name in source.entries if name.endswith(suffix)]
+    found = {module: packed_shape(source, module) or () for module in modules}
+    return {module: (said[0], said[1]) for module, said in found.items() if len(said) == 2 and min(said) > 0}
 
 
 def _link(context: Context, plan: Plan, source: Checkpoint, draft: Draft) -> Metrics:

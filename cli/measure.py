@@ -37,6 +37,7 @@ class EvalOptions:
     ] = None
     sequence_length: Annotated[int, Opt("tokens a window, the start token included", min=2)] = 256
     per_document: Annotated[Literal["auto", "first", "all"], Opt("windows of a document that are scored")] = "auto"
+    by_layer: Annotated[bool, Opt("hold one decoder layer at a time: slower, for models larger than memory")] = False
     sample: Annotated[int | None, Opt("also let each model go on for N tokens, greedily", min=1)] = None
     prompt: Annotated[str | None, Opt(f"what they go on from; by default `{_PROMPT}`")] = None
 
@@ -45,6 +46,8 @@ class EvalOptions:
             raise UsageError("nothing to score", hint="give `--text FILE` or `--choices FILE`")
         if self.text == self.choices:
             raise UsageError("`--text` and `--choices` name one file", hint="they are of different forms")
+        if self.by_layer and self.sample is not None:
+            raise UsageError("`--sample` needs the whole model at every token", hint="leave out `--by-layer`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +108,7 @@ def evaluate(model: Model, options: EvalOptions, run: RunOptions) -> None:
             compare=options.compare,
             sequence_length=options.sequence_length,
             per_document=options.per_document,
+            by_layer=options.by_layer,
             reporter=talk,
             **_where(run),
         )

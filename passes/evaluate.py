@@ -20,7 +20,7 @@ from rewright.passes.context import Reporter, Silent, usable_cpus
 from rewright.passes.errors import BoundError, InputError
 from rewright.passes.inputs import Inputs
 from rewright.passes.machine import set_threads
-from rewright.passes.scoring import Scorer, Window, log_probabilities, open_scorer, targets
+from rewright.passes.scoring import Scorer, Window, open_scorer, scored, targets
 
 # Logits that are held at once, in elements.
 LOGITS = 1 << 25
@@ -85,10 +85,11 @@ def _score(scorer: Scorer, other: Scorer | None, found: Sequence[Window], report
     import torch
 
     tally = _Tally(scored=sum(window.scored for window in found), size=sum(window.size for window in found))
+    batches = list(_batches(found, scorer.rows))
+    ours = scored(scorer, batches, reporter)
+    others = scored(other, batches, reporter) if other is not None else ([None] * len(batch) for batch in batches)
     with reporter.progress("score", len(found)) as bar:
-        for batch in _batches(found, scorer.rows):
-            own = log_probabilities(scorer, batch)
-            theirs = log_probabilities(other, batch) if other is not None else [None] * len(batch)
+        for batch, own, theirs in zip(batches, ours, others, strict=True):
             for window, mine, dense in zip(batch, own, theirs, strict=True):
                 target = targets(window, mine.device)[:, None]
                 tally.loss -= float(mine.gather(1, target).sum(dtype=torch.float64))
@@ -132,6 +133,7 @@ def evaluate(
     compare: Path | None = None,
     sequence_length: int = 256,
     per_document: Literal["auto", "first", "all"] = "auto",
+    by_layer: bool = False,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
@@ -142,12 +144,13 @@ def evaluate(
 
     `per_document` takes the first window of each document or all; `auto` takes the first where the text has several
     documents. With `compare` the other checkpoint scores the same targets: `kl` is the mean of KL(other || this) in
-    nats, `top1_agreement` the share of targets before which both prefer the same token. Raises InputError, BoundError.
+    nats, `top1_agreement` the share of targets before which both prefer the same token. `by_layer` holds one decoder
+    layer at a time; each question goes through all of them again. Raises InputError, BoundError.
     """
     reporter, inputs = reporter or Silent(), inputs or Inputs()
     set_threads(threads or usable_cpus())
-    scorer = open_scorer(path, device, dtype)
-    other = open_scorer(compare, device, dtype) if compare is not None else None
+    scorer = open_scorer(path, device, dtype, by_layer=by_layer)
+    other = open_scorer(compare, device, dtype, by_layer=by_layer) if compare is not None else None
     report: dict[str, Any] = {}
     if text is not None:
         report.update(_text(scorer, other, text, compare, sequence_length, per_document, reporter, inputs))

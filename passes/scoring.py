@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewright.formats.checkpoint import Checkpoint
-from rewright.passes.context import compute_dtype, find_device
+from rewright.passes.context import Reporter, Silent, compute_dtype, find_device
 from rewright.passes.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+    from rewright.passes.loading import Assembly
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,10 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A model ready to score: `model` maps token rows to logits, `ends` are the tokens that end a text."""
+    """A model ready to score: `model` maps token rows to logits, `ends` are the tokens that end a text.
+
+    With an `assembly` the model's decoder layers are in memory one at a time, and `model` itself cannot be called.
+    """
 
     model: Any
     tokenizer: Any
@@ -36,27 +41,34 @@ class Scorer:
     positions: int | None
     ends: frozenset[int]
     device: torch.device
+    assembly: Assembly | None = None
 
 
-def open_scorer(path: str | Path, device: str, dtype: str, *, brief: bool = False) -> Scorer:
+def open_scorer(path: str | Path, device: str, dtype: str, *, brief: bool = False, by_layer: bool = False) -> Scorer:
     """Load a checkpoint for scoring; a quantised one runs on its codes. Raises InputError when it has no tokenizer.
 
     With `brief` the dtype `auto` makes a quantised model run in bfloat16 on a CPU too: in float32 what it has dense,
-    its embeddings, would take twice what they take on disk, and no product there multiplies by 4-bit codes.
+    its embeddings, would take twice what they take on disk, and no product there multiplies by 4-bit codes. With
+    `by_layer` no layer is loaded before it is wanted, and quantised ones are decoded then.
     """
-    from rewright.passes.loading import load, stored_dtype
+    from rewright.passes.loading import Assembly, load, load_tokenizer, stored_dtype
 
     place, source = find_device(device), Checkpoint.open(path)
     if dtype == "auto" and brief and place.type == "cpu" and _quantised(source):
         dtype = "bf16"
-    model, tokenizer = load(source, compute_dtype(dtype, place, stored_dtype(source)), place, packed=True)
+    computed, assembly = compute_dtype(dtype, place, stored_dtype(source)), None
+    if by_layer:
+        assembly = Assembly(source, computed, place)
+        model, tokenizer = assembly.model, load_tokenizer(source)
+    else:
+        model, tokenizer = load(source, computed, place, packed=True)
     if tokenizer is None:
         raise InputError(f"`{path}` has no tokenizer", hint="put the model's `tokenizer.json` beside its weights")
     head = model.get_output_embeddings()
     # a packed head has no weight without decoding it
     rows = getattr(head, "out_features", None) or head.weight.shape[0]
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Scorer(model, tokenizer, rows, positions, _ends(source, tokenizer), place)
+    return Scorer(model, tokenizer, rows, positions, _ends(source, tokenizer), place, assembly)
 
 
 def _quantised(source: Checkpoint) -> bool:
@@ -78,19 +90,51 @@ def log_probabilities(scorer: Scorer, batch: Sequence[Window]) -> list[torch.Ten
 
     Padding stands to the right, where a causal model does not see it.
     """
+    return next(scored(scorer, [batch]))
+
+
+def scored(
+    scorer: Scorer, batches: Sequence[Sequence[Window]], reporter: Reporter | None = None
+) -> Iterator[list[torch.Tensor]]:
+    """`log_probabilities` of each batch; by layer, all batches go through the model together."""
     import torch
 
-    width = max(len(window.tokens) for window in batch)
-    tokens = torch.zeros(len(batch), width, dtype=torch.int64)
+    if scorer.assembly is None:
+        for batch in batches:
+            with torch.inference_mode():
+                logits = scorer.model(input_ids=_padded(batch).to(scorer.device), use_cache=False).logits
+                yield _before_targets(logits, batch)
+        return
+    from rewright.passes.walk import Walk
+
+    walk = Walk(scorer.assembly, _padded([window for batch in batches for window in batch]))
+    with (reporter or Silent()).progress("layers", len(scorer.assembly.layers)) as bar:
+        for _ in walk:
+            bar.advance(1)
+    first = 0
+    for batch in batches:
+        yield _before_targets(walk.logits("compressed", slice(first, first + len(batch))), batch)
+        first += len(batch)
+
+
+def _padded(batch: Sequence[Window]) -> torch.Tensor:
+    """The windows' tokens, int64 (windows, longest)."""
+    import torch
+
+    tokens = torch.zeros(len(batch), max(len(window.tokens) for window in batch), dtype=torch.int64)
     for row, window in enumerate(batch):
         tokens[row, : len(window.tokens)] = torch.tensor(window.tokens)
-    with torch.inference_mode():
-        logits = scorer.model(input_ids=tokens.to(scorer.device), use_cache=False).logits
-        found = []
-        for row, window in enumerate(batch):
-            last = len(window.tokens) - 1
-            found.append(torch.log_softmax(logits[row, last - window.scored : last].float(), dim=-1))
-        return found
+    return tokens
+
+
+def _before_targets(logits: torch.Tensor, batch: Sequence[Window]) -> list[torch.Tensor]:
+    import torch
+
+    found = []
+    for row, window in enumerate(batch):
+        last = len(window.tokens) - 1
+        found.append(torch.log_softmax(logits[row, last - window.scored : last].float(), dim=-1))
+    return found
 
 
 def targets(window: Window, device: torch.device) -> torch.Tensor:

@@ -152,7 +152,7 @@ def test_env(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("REWRIGHT_KERNELS", "triton")
     told = call("env").out
-    assert "triton interpreter     on" in told
+    assert "triton interpreter on" in " ".join(told.split())
     assert "kernel pack            triton" in told
     monkeypatch.setenv("REWRIGHT_KERNELS", "tritn")
     assert call("env").code == 2

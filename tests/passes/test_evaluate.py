@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from rewright.passes.errors import BoundError, InputError
 from rewright.passes.evaluate import evaluate
 from rewright.passes.generate import bench, generate
 from rewright.passes.loading import load
+from rewright.passes.walk import Walk
 from tests.passes.conftest import DATA, STORIES
 
 HELD_OUT = DATA / "tinystories_heldout.txt"
@@ -213,3 +215,26 @@ def test_bench_counts() -> None:
     assert found["prefill_tokens_per_second"] > 0
     assert found["decode_tokens_per_second"] > 0
     assert found["peak_resident_bytes"] > found["weight_bytes"]
+
+
+def test_by_layer_scores_alike_and_holds_one_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of many lengths in several batches; no more than one layer's parameters are anywhere but on meta."""
+    text = tmp_path / "some.jsonl"
+    stories = ["Once upon a time there was a cat. " * count for count in (1, 5, 2, 9, 3)]
+    text.write_text("".join(json.dumps({"text": story}) + "\n" for story in stories))
+    monkeypatch.setattr("rewright.passes.evaluate.LOGITS", 512 * 80)
+    whole = evaluate(STORIES, text=text, sequence_length=64, compare=STORIES)
+    held: list[int] = []
+    run_layer = Walk.run_layer
+
+    def watched(walk: Walk, *args: Any, **kwargs: Any) -> Any:
+        there = [any(not p.is_meta for p in layer.parameters()) for layer in walk.assembly.layers]
+        held.append(sum(there))
+        return run_layer(walk, *args, **kwargs)
+
+    monkeypatch.setattr(Walk, "run_layer", watched)
+    ours = evaluate(STORIES, text=text, sequence_length=64, compare=STORIES, by_layer=True)
+    assert set(held) == {1}
+    assert ours["perplexity"] == pytest.approx(whole["perplexity"], rel=1e-5)
+    assert ours["kl"] == pytest.approx(0, abs=1e-9)
+    assert ours["scored_tokens"] == whole["scored_tokens"]

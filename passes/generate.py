@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rewright.formats.checkpoint import Checkpoint
 from rewright.passes import calibration
 from rewright.passes.context import usable_cpus
 from rewright.passes.errors import BoundError, InputError
@@ -114,11 +115,11 @@ def bench(
     """
     import torch
 
-    # what takes memory by being imported is there before any is counted
-    from rewright.passes import loading  # noqa: F401
+    from rewright.passes.loading import import_model
     from rewright.passes.models import running
 
     set_threads(threads or usable_cpus())
+    import_model(Checkpoint.open(path))
     idle = peak_resident()
     scorer = open_scorer(path, device, dtype, brief=True)
     limit = scorer.positions or prompt_tokens + new_tokens

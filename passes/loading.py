@@ -241,6 +241,14 @@ def _as_input(source: Checkpoint) -> Iterator[None]:
         raise InputError(f"transformers cannot take `{source.path}`: {said}") from error
 
 
+def import_model(source: Checkpoint) -> None:
+    """Import what a checkpoint's model needs, so that what is counted afterwards is the model's. Raises InputError."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache  # noqa: F401  # imported on first use
+
+    with _as_input(source), torch.device("meta"):
+        AutoModelForCausalLM.from_config(config_of(source))
+
+
 class Assembly:
     """A model whose parts are on the meta device until they are placed.
 
@@ -267,7 +275,7 @@ class Assembly:
         scratch, tied = Scratch(), {*self._tied, *self._tied.values()}
         for path, module in list(self.model.named_modules()):
             name = f"{path}.weight"
-            if isinstance(module, nn.Linear) and name not in tied and self.weights.is_packed(name):
+            if type(module) is nn.Linear and name not in tied and self.weights.is_packed(name):
                 self.model.set_submodule(path, PackedLinear(module, scratch).eval())
 
     @property

@@ -18,8 +18,8 @@ UNIT = 64
 # Rows of activations up to which the product is faster than decoding the matrix and multiplying by that; measured.
 MOST_ROWS = 48
 GROUPS = (256, 128, 64, 32)
-# Codes that are unfolded at once while packing and decoding.
-BLOCK = 1 << 18
+# Codes that are unfolded at once: while decoding, as many as a cache holds, and while packing, for the memory.
+BLOCK, PACKED = 1 << 18, 1 << 16
 
 # A run of equal blocks: how many, output rows in each, and where in a block each row is, None when in order.
 Run = tuple[int, int, torch.Tensor | None]
@@ -39,7 +39,7 @@ def pack(codes: Callable[[int, int], torch.Tensor], packed: torch.Tensor) -> tor
     `codes(start, stop)` gives int8 rows in -8..7; it is not asked for rows again once they are filled.
     """
     rows, columns = packed.shape[0], 2 * packed.shape[1]
-    step = UNIT * max(1, BLOCK // (UNIT * columns))
+    step = UNIT * max(1, PACKED // (UNIT * columns))
     for start in range(0, rows, step):
         stop = min(rows, start + step)
         packed[start:stop] = _convert(codes(start, stop).to(torch.int32).add_(8))

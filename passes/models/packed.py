@@ -13,9 +13,9 @@ from rewright.passes.models.packed_forms import Arena, Form, Int4, Scratch, Stor
 class PackedLinear(nn.Module):
     """What `nn.Linear` is, with a weight of packed codes; made empty, and filled.
 
-    Its outputs are bit for bit those of the decoded weight wherever that is decoded, one matrix at a time: in float32
-    and float16, and for many rows in bfloat16. For few rows of bfloat16 4-bit codes are multiplied as they are, with
-    sums in float32, which is nearer to the exact product than bfloat16 weights are.
+    On a CPU its outputs are bit for bit those of the decoded weight wherever that is decoded, one matrix at a time: in
+    float32 and float16, and for many rows in bfloat16. For few rows of bfloat16 4-bit codes are multiplied as they are,
+    with sums in float32, which is nearer to the exact product than bfloat16 weights are. A GPU multiplies by the codes.
     """
 
     bias: nn.Parameter | None
@@ -24,8 +24,6 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.scratch = like.in_features, like.out_features, scratch
         self.register_parameter("bias", like.bias)
-        # Falcon's own class rounds the product before it adds the bias
-        self.apart = type(like) is not nn.Linear
         self.form: Form | None = None
         self.dtype: torch.dtype | None = None
 
@@ -57,15 +55,11 @@ class PackedLinear(nn.Module):
         """`inputs` (..., in_features) to (..., out_features)."""
         assert self.form is not None, "a weight is placed before a layer runs"
         learns = inputs.requires_grad and torch.is_grad_enabled()
-        outputs = None if learns else self.form.multiply(inputs.reshape(-1, self.in_features))
+        outputs = self.form.multiply(inputs.reshape(-1, self.in_features), self.bias, learns=learns)
         if outputs is not None:
-            outputs = outputs.view(*inputs.shape[:-1], self.out_features)
-        else:
-            weight = self.form.decode(inputs.dtype, None if learns else self.scratch)
-            if not self.apart:
-                return functional.linear(inputs, weight, self.bias)
-            outputs = functional.linear(inputs, weight)
-        return outputs if self.bias is None else outputs + self.bias
+            return outputs.view(*inputs.shape[:-1], self.out_features)
+        weight = self.form.decode(inputs.dtype, None if learns else self.scratch)
+        return functional.linear(inputs, weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

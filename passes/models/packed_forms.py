@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewright.kernels.bitmask import unpack_bitmask
+from rewright.kernels.bitmask_w4_gemv import bitmask_w4_gemv
+from rewright.kernels.operands import WIDTHS
 from rewright.kernels.pack import unpack
+from rewright.kernels.w4a16_gemm import w4a16_gemm
+from rewright.kernels.w4a16_gemv import MOST_ROWS, w4a16_gemv
 from rewright.passes.models import int4pack
 
 
@@ -78,8 +83,11 @@ class Form(nn.Module):
         """The weights (rows, columns) in `dtype`; in the scratch memory where one is given, of any strides."""
         raise NotImplementedError
 
-    def multiply(self, rows: torch.Tensor) -> torch.Tensor | None:
-        """`rows` (m, columns) by the matrix, (m, rows), from the codes; None where decoding serves as well."""
+    def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None, *, learns: bool) -> torch.Tensor | None:
+        """`rows` (m, columns) by the matrix, and the bias, from the codes: (m, rows); None where decoding serves.
+
+        `learns` says that a gradient is to flow back to `rows`.
+        """
         return None
 
     def settle(self, arena: Arena) -> None:
@@ -132,6 +140,13 @@ class Stream(Stored):
     def codes(self, start: int, stop: int) -> torch.Tensor:
         return unpack(self.words[start:stop], self.bits, self.shape[1])
 
+    def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None, *, learns: bool) -> torch.Tensor | None:
+        if self.bits not in WIDTHS or self.shape[1] * self.bits % 32 or not (learns or _on_gpu(rows)):
+            return None
+        if learns or len(rows) > MOST_ROWS:
+            return w4a16_gemm(rows, self.words, self.scale, self.zero, bias, bits=self.bits)
+        return w4a16_gemv(rows, self.words, self.scale, self.zero, bias, bits=self.bits)
+
 
 class Bitmask(Stored):
     """Codes of 4 bits, and which of a group's columns they stand at, as a `bitmask-w4` file has them.
@@ -148,10 +163,12 @@ class Bitmask(Stored):
         self.register_buffer("values", values)
 
     def codes(self, start: int, stop: int) -> torch.Tensor:
-        from rewright.kernels.bitmask import unpack_bitmask
+        return unpack_bitmask(self.mask[start:stop], self.values[start:stop])
 
-        codes: torch.Tensor = unpack_bitmask(self.mask[start:stop], self.values[start:stop])
-        return codes
+    def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None, *, learns: bool) -> torch.Tensor | None:
+        if learns or len(rows) > MOST_ROWS or not _on_gpu(rows):
+            return None
+        return bitmask_w4_gemv(rows, self.mask, self.values, self.scale, bias)
 
 
 class Int4(Form):
@@ -187,15 +204,27 @@ class Int4(Form):
             _spread(codes, scale, zero, part, scratch)
         return weight.t()
 
-    def multiply(self, rows: torch.Tensor) -> torch.Tensor | None:
-        if rows.dtype != torch.bfloat16 or len(rows) > int4pack.MOST_ROWS or self.scale.dtype != torch.bfloat16:
+    def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None, *, learns: bool) -> torch.Tensor | None:
+        if learns or rows.dtype != torch.bfloat16 or len(rows) > int4pack.MOST_ROWS:
             return None
-        words, pairs = self.scratch.pairs(self.shape[1] // self.group, self.shape[0])
+        groups = self.shape[1] // self.group
+        words, pairs = self.scratch.pairs(groups, self.shape[0])
+        scale = self.scale.view(torch.uint16)
+        zero = None if self.zero is None else self.zero * -self.scale
+        if len(scale) < groups:
+            scale = scale.repeat_interleave(groups // len(scale), dim=0)
+            zero = None if zero is None else zero.repeat_interleave(groups // len(zero), dim=0)
         # a scale in the low half of a word is a scale and a zero of 0
-        words.view(len(self.scale), -1, self.shape[0]).copy_(self.scale.view(torch.uint16)[:, None])
-        if self.zero is not None:
-            pairs[..., 1].view(len(self.scale), -1, self.shape[0]).copy_((self.zero * -self.scale)[:, None])
-        return int4pack.multiply(rows.contiguous(), self.packed, self.group, pairs)
+        words.copy_(scale)
+        if zero is not None:
+            pairs[..., 1].copy_(zero)
+        product = int4pack.multiply(rows.contiguous(), self.packed, self.group, pairs)
+        return product if bias is None else product + bias
+
+
+def _on_gpu(rows: torch.Tensor) -> bool:
+    """Whether the products by packed codes are at their best: float32 has the decoded weight's bits instead."""
+    return rows.is_cuda and rows.dtype in (torch.bfloat16, torch.float16)
 
 
 def take(

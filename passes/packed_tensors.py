@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from rewright.formats.bitmask import BITS, Bitmask, bitmask_specs
 from rewright.formats.compressed_tensors import Scheme, is_expert, packed_specs
 from rewright.formats.dtypes import from_torch
+from rewright.formats.layout import TensorSpec
 from rewright.kernels.bitmask import counts, unpack_bitmask
 from rewright.kernels.pack import WIDTHS, unpack
 from rewright.passes.errors import InputError
@@ -92,15 +93,20 @@ def read_packed(held: Reads, module: str, form: Scheme | Bitmask) -> PackedWeigh
             continue
         found = tensors.get(leaf)
         found = tensors[leaf] = held.read(spec.name) if found is None else found
-        if tuple(found.shape) != spec.shape or from_torch(found.dtype) != spec.dtype:
-            raise InputError(
-                f"tensor `{spec.name}` is {from_torch(found.dtype)} {list(found.shape)},"
-                f" and a matrix of {shape[0]} rows and {shape[1]} columns has {spec.dtype} {list(spec.shape)} there"
-            )
+        check_spec(spec, from_torch(found.dtype), found.shape, shape)
     if not isinstance(form, Bitmask):
         return PackedWeight(module, "pack-quantized", form.bits, form.group_size or shape[1], shape, tensors)
     check_mask(tensors["weight_mask"], form.nnz, module)
     return PackedWeight(module, "bitmask-w4", BITS, form.group_size, shape, tensors)
+
+
+def check_spec(spec: TensorSpec, dtype: str, shape: Sequence[int], matrix: Sequence[int]) -> None:
+    """Raise InputError for a stored tensor that is not what a matrix (rows, columns) has there."""
+    if dtype != spec.dtype or tuple(shape) != spec.shape:
+        raise InputError(
+            f"tensor `{spec.name}` is {dtype} {list(shape)},"
+            f" and a matrix of {matrix[0]} rows and {matrix[1]} columns has {spec.dtype} {list(spec.shape)} there"
+        )
 
 
 def stored_shape(said: torch.Tensor, module: str) -> tuple[int, int]:

@@ -20,10 +20,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from rewright.formats.bitmask import METHOD, SCALE_DTYPES, SUFFIXES, Bitmask, bitmask_specs, read_config
 from rewright.formats.compressed_tensors import is_expert
 from rewright.formats.dtypes import to_torch
-from rewright.formats.header import read_header
+from rewright.formats.header import TensorInfo, read_header
 from rewright.kernels.bitmask import unpack_bitmask
 from rewright.passes.errors import InputError
-from rewright.passes.packed_tensors import check_mask, decode
+from rewright.passes.packed_tensors import check_mask, check_spec, decode
 
 _CODES = ("weight_mask", "weight", "weight_scale")
 
@@ -46,13 +46,14 @@ class BitmaskQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is un
     def __init__(self, quantization_config: BitmaskConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.records = read_config(quantization_config.to_dict())
-        self.stored: frozenset[str] = frozenset()
+        self.stored: dict[str, TensorInfo] = {}
         self.dtypes: dict[str, torch.dtype] = {}
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
-        self.stored = frozenset(name for file in checkpoint_files or () for name in read_header(file).tensors)
+        for file in checkpoint_files or ():
+            self.stored |= read_header(file).tensors
         self.dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
         base = model.base_model_prefix
         linears = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -63,10 +64,18 @@ class BitmaskQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is un
             record = self.records.of(name)
             if record is None:
                 continue
-            for leaf in SUFFIXES:
-                if self.stored and f"{name}.{leaf}" not in self.stored:
-                    raise InputError(f"tensor `{name}.{leaf}` is missing")
+            if self.stored:
+                self._check(name, tuple(linear.weight.shape), record)
             model.set_submodule(path, BitmaskLinear(name, record, linear))
+
+    def _check(self, name: str, shape: tuple[int, ...], record: Bitmask) -> None:
+        """Hold what the files have of a module against what it must have."""
+        for leaf in SUFFIXES:
+            if f"{name}.{leaf}" not in self.stored:
+                raise InputError(f"tensor `{name}.{leaf}` is missing")
+        for spec in bitmask_specs(name, shape, record, self.stored[f"{name}.weight_scale"].dtype):
+            found = self.stored[spec.name]
+            check_spec(spec, found.dtype, found.shape, shape)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         held = [(path, module) for path, module in model.named_modules() if isinstance(module, BitmaskLinear)]

@@ -249,7 +249,7 @@ def _refuse_quantised(layout: Layout) -> None:
 
 def _check_pattern(matrix: Matrix, options: CompressOptions) -> None:
     of = options.pattern.of
-    if of is None:
+    if of is None or options.format == bitmask.FORM:
         return
     if matrix.columns % of:
         raise UsageError(

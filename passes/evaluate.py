@@ -87,7 +87,9 @@ def _score(scorer: Scorer, other: Scorer | None, found: Sequence[Window], report
     tally = _Tally(scored=sum(window.scored for window in found), size=sum(window.size for window in found))
     batches = list(_batches(found, scorer.rows))
     ours = scored(scorer, batches, reporter)
-    others = scored(other, batches, reporter) if other is not None else ([None] * len(batch) for batch in batches)
+    others: Iterator[Sequence[torch.Tensor | None]] = ([None] * len(batch) for batch in batches)
+    if other is not None:
+        others = scored(other, batches, reporter)
     with reporter.progress("score", len(found)) as bar:
         for batch, own, theirs in zip(batches, ours, others, strict=True):
             for window, mine, dense in zip(batch, own, theirs, strict=True):

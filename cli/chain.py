@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rewright.cli import console, usage
-from rewright.cli.build import command, completer, parser
+from rewright.cli.build import command, completer, metavar, parser
 from rewright.cli.plan import describe
 from rewright.passes import registry
 from rewright.passes.context import RunOptions
@@ -113,8 +113,10 @@ def _place(message: str, rest: Sequence[str] | None) -> str | None:
 
 
 def _pass_doc(spec: Spec) -> str:
-    text = any(item.name == "calibration_text" for item in fields_of(spec.options))
-    example = f"rewright {spec.name} model out" + (" --calibration-text text.txt" if text else "")
+    known = fields_of(spec.options)
+    words = [f"--{item.flag} {item.choices[-1] if item.choices else metavar(item)}" for item in known if item.required]
+    words += ["--calibration-text text.txt"] if any(item.name == "calibration_text" for item in known) else []
+    example = " ".join(["rewright", spec.name, "model", "out", *words])
     return f"{spec.summary[:1].upper()}{spec.summary[1:]}.\n\nExample: {example}\n\nPaper: {spec.paper}"
 
 

@@ -19,12 +19,13 @@ from rewright.passes.spec import Estimate, Layout
 if TYPE_CHECKING:
     from rewright.passes.convert.spec import ConvertOptions
 
-# Codes taken through memory together; bytes that each takes there while they are.
+# Codes taken through memory together, and the bytes that each holds there, reading a form or making one; as measured.
 BLOCK = 1 << 20
-_HELD = 24
+_HELD = {"pack-quantized": 12, "bitmask-w4": 50}
+_HELD_MAKING = {"pack-quantized": 12, "bitmask-w4": 72, "dense": 32}
 # Bytes that a code moves through memory when it is read from a form, and when it is written in one; as measured.
-_READ = {"pack-quantized": 8, "bitmask-w4": 28}
-_MADE = {"pack-quantized": 8, "bitmask-w4": 60, "dense": 22}
+_READ = {"pack-quantized": 8, "bitmask-w4": 34}
+_MADE = {"pack-quantized": 12, "bitmask-w4": 38, "dense": 24}
 
 
 def specs(plan: Plan, layout: Layout) -> tuple[TensorSpec, ...]:
@@ -100,8 +101,10 @@ def copied_bytes(plan: Plan, layout: Layout) -> int:
 def _peak(plan: Plan) -> int:
     """The most memory that is in use: a matrix in its new form and a block of its codes, or a piece that is copied."""
     bits = BITS[plan.dtype] if plan.to == "dense" else 4
+    # of a tensor that is copied, three pieces are there at a time: read, handed over, and the one before
+    held = max(_HELD[plan.form], _HELD_MAKING[plan.to])
     largest = max((module.rows * module.columns for module in plan.modules.values()), default=0)
-    return max(largest * bits // 8 + min(largest, BLOCK) * _HELD, 2 * CHUNK)
+    return max(largest * bits // 8 + min(largest, BLOCK) * held, 3 * CHUNK)
 
 
 def estimate(options: ConvertOptions, layout: Layout) -> Estimate:

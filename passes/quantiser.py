@@ -63,6 +63,8 @@ class BitmaskQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is un
             name = next((name for name in spelled if f"{name}.weight" in self.stored), path)
             record = self.records.of(name)
             if record is None:
+                if f"{name}.weight_mask" in self.stored:
+                    raise InputError(f"`{name}` is packed, and `config.json` says nothing of how")
                 continue
             if self.stored:
                 self._check(name, tuple(linear.weight.shape), record)

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from rewright.passes.compare import compare
 from rewright.passes.kinds import kind_of
 from rewright.passes.summary import summary
+from tests.passes.compressing import compress
+from tests.passes.conftest import make
 
 MODEL = Path(__file__).parents[1] / "data" / "stories260K"
 
@@ -143,6 +145,74 @@ def test_packed_weights_count_as_what_they_decode_to(tmp_path: Path) -> None:
     other = summary(_checkpoint(tmp_path / "fp8", tensors, config))
     assert other["quantization"]["method"] == "fp8"
     assert any("fp8" in warning for warning in other["warnings"])
+
+
+def _noise(dtype: torch.dtype) -> torch.Tensor:
+    """A matrix a third of which is zeros, of either sign."""
+    weight = torch.randn(32, 48)
+    weight[torch.rand(32, 48) < 0.2] = 0.0
+    weight[torch.rand(32, 48) < 0.2] = -0.0
+    return weight.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_zeros_of_dense_matrices_are_counted(dtype: torch.dtype, tmp_path: Path) -> None:
+    layers = {
+        f"model.layers.{i}.self_attn.{name}.weight": _noise(dtype) for i in (0, 1) for name in ("q_proj", "k_proj")
+    }
+    experts = {"model.layers.0.mlp.experts.down_proj": torch.stack([_noise(dtype)] * 3)}
+    rest = {"model.embed_tokens.weight": torch.zeros(8, 48), "model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}
+    found = summary(_checkpoint(tmp_path / "m", {**layers, **experts, **rest}), count=True)
+    zeros = {name: int((weight.double() == 0).sum()) for name, weight in {**layers, **experts}.items()}
+    kinds = found["matrices"]
+    assert set(kinds) == {"down_proj", "q_proj", "k_proj", "all"}
+    for kind in ("q_proj", "k_proj", "down_proj"):
+        assert kinds[kind]["zeros"] == sum(count for name, count in zeros.items() if kind in name)
+    assert kinds["all"]["zeros"] == sum(zeros.values()) > 1000
+    assert kinds["all"]["weights"] == 7 * 32 * 48
+    assert kinds["all"]["bits_per_weight"] == 8 * dtype.itemsize
+    takes = {"dense": 7 * 32 * 48 * dtype.itemsize, "embedding": 4 * 8 * 48, "rest": 4 * 32}
+    assert {part: size for part, size in found["takes"].items() if size} == takes
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"bits": 4, "pattern": "8:16"},
+        {"bits": 4, "pattern": "8:16", "format": "bitmask-w4"},
+        {"bits": 3, "sparsity": 0.3},
+        {"bits": 8, "group-size": "channel"},
+        {"bits": 4, "symmetric": False},
+        {"bits": 2, "symmetric": False},
+    ],
+    ids=str,
+)
+def test_zeros_of_codes_are_counted(said: dict[str, Any], tmp_path: Path) -> None:
+    made = compress(make("llama", tmp_path / "src"), tmp_path / "out", method="rtn", **said)[0]["stages"][0]["metrics"]
+    found = summary(tmp_path / "out", count=True)
+    whole = found["matrices"]["all"]
+    assert whole["matrices"] == made["matrices"]
+    assert whole["sparsity"] == pytest.approx(made["sparsity"], abs=1e-12)
+    assert whole["bits_per_weight"] == pytest.approx(made["bits_per_weight"])
+    assert sum(found["takes"].values()) == found["tensor_bytes"]
+    assert found["takes"]["masks"] == (whole["weights"] // 8 if "format" in said else 0)
+    assert not found["warnings"]
+    nnz = {scheme["nnz"] for scheme in found["quantization"]["schemes"]}
+    assert nnz == ({8} if "format" in said else {None})
+
+
+def test_large_checkpoints_are_counted_when_asked(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(*words: str) -> bool:
+        found = json.loads(call("show", str(MODEL), "--json", *words).out)
+        return found["matrices"]["all"]["zeros"] is not None
+
+    assert counted()
+    assert not counted("--no-count")
+    monkeypatch.setattr("rewright.passes.summary.COUNTED", 1000)
+    assert not counted()
+    assert counted("--count")
+    assert "not counted" in call("show", str(MODEL)).out
+    assert "0.00 %" in call("show", str(MODEL), "--count").out
 
 
 def test_show(call: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rewright.formats.bitmask import METHOD
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft
 from rewright.formats.provenance import history
@@ -25,6 +26,7 @@ def run(context: Context, options: ConvertOptions, source: Checkpoint, draft: Dr
         return _link(context, plan, source, draft)
     if plan.to == "bitmask-w4":
         plan = settle(plan, _count(context, plan, layout, source))
+        context.reporter.info(f"transformers loads `{METHOD}` after `rewright.passes.loading.register()`")
     draft.declare(specs(plan, layout))
     done = _convert(context, plan, layout, source, draft)
     _carry(context, source, draft)

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from rewright.kernels.admm_step import admm_step
+from rewright.kernels.bitmask import pack_bitmask
 from rewright.kernels.clip_search import clip_search
 from rewright.kernels.descend import descend
 from rewright.kernels.select import keep_of
 from tests.bench import admm_step as admm_step_bench
+from tests.bench import bitmask as bitmask_bench
 from tests.bench import clip_search as clip_search_bench
 from tests.bench import descend as descend_bench
 from tests.bench import harness
@@ -46,7 +48,16 @@ def test_the_peers_of_the_ops_that_choose_compute_the_same() -> None:
     assert torch.equal(select_bench.sorted_out(score, 5, 12), keep_of(score, 5, 12))
 
 
-@pytest.mark.parametrize("op", ["cross_update", "select"])
+def test_the_peers_of_the_bitmask_form_compute_the_same() -> None:
+    generator = torch.Generator().manual_seed(5)
+    keep = torch.rand(6, 3, 32, generator=generator).argsort(dim=2) < 16
+    codes = (torch.randint(1, 8, (6, 96), generator=generator) * keep.view(6, 96)).to(torch.int8)
+    packed = pack_bitmask(codes, 32, 16)
+    assert all(torch.equal(*both) for both in zip(bitmask_bench.gathered(codes, 32), packed, strict=True))
+    assert torch.equal(bitmask_bench.spread(*packed), codes)
+
+
+@pytest.mark.parametrize("op", ["cross_update", "select", "bitmask"])
 def test_an_op_is_timed_when_all_its_functions_conform(op: str) -> None:
     functions = harness.FUNCTIONS.get(op, (op,))
     cases = [case for case in wanted("reference", "cpu") if case.op in functions]

@@ -19,6 +19,8 @@ def page(title: str, results: dict[str, Any], recipes: list[str]) -> str:
     for name, found in results["models"].items():
         lines += [f"## {name}", ""]
         lines += [f"Groups of {found['group_size']}, {found['samples']} calibration sequences.", ""]
+        if "note" in found:
+            lines += [found["note"], ""]
         for text, dense in found["dense"].items():
             lines += _table(found["runs"], text, dense, recipes)
     facts = ", ".join(f"{name} {value}" for name, value in results["machine"].items())

@@ -8,8 +8,9 @@ off them and held to a matrix that it was not read off; where that fails there i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,11 +19,21 @@ UNIT = 64
 # Rows of activations up to which the product is faster than decoding the matrix and multiplying by that; measured.
 MOST_ROWS = 48
 GROUPS = (256, 128, 64, 32)
-# Codes that are unfolded at once: while decoding, as many as a cache holds, and while packing, for the memory.
-BLOCK, PACKED = 1 << 18, 1 << 16
+# Codes that are unfolded at once: while decoding, for speed, and while packing, for the memory.
+BLOCK, PACKED = 1 << 19, 1 << 16
 
-# A run of equal blocks: how many, output rows in each, and where in a block each row is, None when in order.
-Run = tuple[int, int, torch.Tensor | None]
+
+@dataclass(frozen=True)
+class Run:
+    """Equal blocks on end: how many, output rows in each, and in which order the nibbles of a column have them.
+
+    "halves": the low nibbles have the first half of the rows; "pairs": each byte has a row and the next; else the place
+    of each row among the low nibbles and then the high ones.
+    """
+
+    count: int
+    height: int
+    order: Literal["halves", "pairs"] | torch.Tensor
 
 
 def group_for(rows: int, columns: int, group: int) -> int | None:
@@ -46,19 +57,33 @@ def pack(codes: Callable[[int, int], torch.Tensor], packed: torch.Tensor) -> tor
     return packed
 
 
-def unpack(packed: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    """Codes of output rows [start, stop), int8 (columns, stop - start) in -8..7; `start` is a multiple of UNIT."""
-    columns = 2 * packed.shape[1]
-    found, at = [], start
-    for count, height, order in _runs(stop - start):
-        block = packed[at : at + count * height].view(torch.int32).view(count, columns, -1)
-        halves = [block & 0x0F0F0F0F, (block >> 4) & 0x0F0F0F0F]
-        codes = torch.cat(halves, dim=-1).view(torch.int8)
-        if order is not None:
-            codes = codes[..., order]
-        found.append(codes.transpose(0, 1).reshape(columns, count * height))
-        at += count * height
+def unpack(packed: torch.Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> torch.Tensor:
+    """Codes of output rows and columns [start, stop), int8 (columns, rows) in -8..7, from a UNIT on."""
+    found, at = [], rows[0]
+    for run in _runs(rows[1] - rows[0]):
+        height = run.count * run.height
+        # half a byte a code
+        block = packed[at : at + height].view(run.count, -1, run.height // 2)[:, slice(*columns)].transpose(0, 1)
+        found.append(_nibbles(block, run.order).reshape(-1, height))
+        at += height
     return (found[0] if len(found) == 1 else torch.cat(found, dim=1)).sub_(8)
+
+
+def _nibbles(block: torch.Tensor, order: Literal["halves", "pairs"] | torch.Tensor) -> torch.Tensor:
+    """Nibbles of uint8 (columns, count, height / 2) in the order of their rows, int8 (columns, count, height)."""
+    if isinstance(order, str) and order == "pairs":
+        pairs = block.to(torch.int16)
+        pairs |= pairs << 4
+        pairs &= 0x0F0F
+        return pairs.contiguous().view(torch.int8)
+    # sixteen nibbles at a time
+    words = block.view(torch.int64)
+    halves = torch.empty(*words.shape[:2], 2, words.shape[2], dtype=torch.int64)
+    halves[:, :, 0] = words
+    torch.bitwise_right_shift(words, 4, out=halves[:, :, 1])
+    halves &= 0x0F0F0F0F0F0F0F0F
+    codes = halves.view(torch.int8).flatten(2)
+    return codes if isinstance(order, str) else codes[..., order]
 
 
 def multiply(rows: torch.Tensor, packed: torch.Tensor, group: int, scales_and_zeros: torch.Tensor) -> torch.Tensor:
@@ -83,40 +108,41 @@ def _runs(rows: int) -> list[Run]:
         whole = _blocks(UNIT)
         assert whole is not None
         # a unit is packed in equal blocks, so units on end are too
-        found.append((units * whole[0][0], whole[0][1], whole[0][2]))
-    if rest:
-        found += _blocks(rest) or []
-    return found
+        found.append(Run(units * len(whole), whole[0].height, whole[0].order))
+    return found + list(_blocks(rest) or () if rest else ())
 
 
 @cache
 def _blocks(rows: int) -> tuple[Run, ...] | None:
-    """How at most UNIT rows are packed, None where it is not understood."""
+    """How at most UNIT rows are packed, None where it is not understood; a whole UNIT in equal blocks."""
     columns = 4
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     digits = [_convert(digit.to(torch.int32).contiguous()).flatten() for digit in (row % 16, row // 16, column)]
     for height in (64, 32, 16):
-        blocks, at = [], 0
-        while at < rows:
-            size = min(height, rows - at)
-            low, high, column_of = (_nibbles(digit, at, size, columns) for digit in digits)
-            rows_of = low + 16 * high - at
-            order = torch.argsort(rows_of[0])
-            if not torch.equal(rows_of[:, order], torch.arange(size).expand(columns, size)):
-                break
-            if not torch.equal(column_of, torch.arange(columns)[:, None].expand(columns, size)):
-                break
-            blocks.append((1, size, None if torch.equal(order, torch.arange(size)) else order))
-            at += size
-        if at >= rows and (rows < UNIT or len({size for _, size, _ in blocks}) == 1):
-            return ((len(blocks), height, blocks[0][2]),) if rows == UNIT else tuple(blocks)
+        sizes = [min(height, rows - at) for at in range(0, rows, height)]
+        orders = [_block(digits, height * place, size, columns) for place, size in enumerate(sizes)]
+        known = tuple(Run(1, size, order) for size, order in zip(sizes, orders, strict=True) if order is not None)
+        if len(known) == len(sizes):
+            return known
     return None
 
 
-def _nibbles(packed: torch.Tensor, at: int, size: int, columns: int) -> torch.Tensor:
-    """Low nibbles, then high ones, of a block of `size` rows, int64 (columns, size)."""
-    block = packed[at * columns // 2 : (at + size) * columns // 2].view(columns, size // 2).long()
-    return torch.cat([block & 15, block >> 4], dim=1)
+def _block(
+    digits: list[torch.Tensor], at: int, size: int, columns: int
+) -> Literal["halves", "pairs"] | torch.Tensor | None:
+    """The order of rows [at, at + size), if they are a block; `digits` are packed digits of rows and of columns."""
+    planes = []
+    for digit in digits:
+        block = digit[at * columns // 2 : (at + size) * columns // 2].view(columns, size // 2).long()
+        planes.append(torch.cat([block & 15, block >> 4], dim=1))
+    rows, counted = planes[0] + 16 * planes[1] - at, torch.arange(columns)[:, None].expand(columns, size)
+    order = torch.argsort(rows[0])
+    in_order = torch.arange(size)
+    if not torch.equal(rows[:, order], in_order.expand(columns, size)) or not torch.equal(planes[2], counted):
+        return None
+    if torch.equal(order, in_order):
+        return "halves"
+    return "pairs" if torch.equal(order, in_order.view(2, -1).t().flatten()) else order
 
 
 @cache
@@ -137,6 +163,6 @@ def _usable(rest: int) -> bool:
         packed = pack(lambda start, stop: codes[start:stop], torch.empty(rows, columns // 2, dtype=torch.uint8))
         product = multiply(given, packed, group, scales)
         wanted = (given.float() @ codes.float().t()).to(torch.bfloat16)
-        return torch.equal(unpack(packed, 0, rows), codes.t()) and torch.equal(product, wanted)
+        return torch.equal(unpack(packed, (0, rows), (0, columns)), codes.t()) and torch.equal(product, wanted)
     except (RuntimeError, NotImplementedError):
         return False

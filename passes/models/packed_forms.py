@@ -21,6 +21,9 @@ from rewright.kernels.w4a16_gemm import w4a16_gemm
 from rewright.kernels.w4a16_gemv import MOST_ROWS, w4a16_gemv
 from rewright.passes.models import int4pack
 
+# Output rows of a matrix in the int4 form that are decoded together, in units of its blocks.
+WIDE = 2048
+
 
 class Scratch:
     """Memory for one decoded matrix at a time, used again by the next: fresh pages cost more than decoding does."""
@@ -193,15 +196,23 @@ class Int4(Form):
     def decode(self, dtype: torch.dtype, scratch: Scratch | None) -> torch.Tensor:
         rows, columns = self.shape
         weight = take(scratch, "weight", (columns, rows), dtype, self.packed.device)
-        groups = len(self.scale)
-        step = int4pack.UNIT * max(1, int4pack.BLOCK // (int4pack.UNIT * columns))
-        for start in range(0, rows, step):
-            stop = min(rows, start + step)
-            scale = self.scale[:, None, start:stop].to(dtype)
-            zero = None if self.zero is None else self.zero[:, None, start:stop]
-            grouped = (groups, -1, stop - start)
-            codes, part = int4pack.unpack(self.packed, start, stop).view(grouped), weight[:, start:stop].view(grouped)
-            _spread(codes, scale, zero, part, scratch)
+        share = self.shape[1] // len(self.scale) // self.group
+        scale = _repeat(self.scale.to(dtype), share)
+        zero = None if self.zero is None else _repeat(self.zero, share)
+        # stretches so wide that what is written of each column is more than a few lines of cache
+        for start in range(0, rows, WIDE):
+            stop = min(rows, start + WIDE)
+            step = max(1, int4pack.BLOCK // (self.group * (stop - start)))
+            for first in range(0, len(scale), step):
+                last = min(len(scale), first + step)
+                grouped, place = (
+                    (last - first, self.group, stop - start),
+                    (slice(first, last), None, slice(start, stop)),
+                )
+                span = first * self.group, last * self.group
+                codes = int4pack.unpack(self.packed, (start, stop), span).view(grouped)
+                part = weight[slice(*span), start:stop].view(grouped)
+                _spread(codes, scale[place], None if zero is None else zero[place], part, scratch)
         return weight.t()
 
     def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None, *, learns: bool) -> torch.Tensor | None:
@@ -209,11 +220,9 @@ class Int4(Form):
             return None
         groups = self.shape[1] // self.group
         words, pairs = self.scratch.pairs(groups, self.shape[0])
-        scale = self.scale.view(torch.uint16)
-        zero = None if self.zero is None else self.zero * -self.scale
-        if len(scale) < groups:
-            scale = scale.repeat_interleave(groups // len(scale), dim=0)
-            zero = None if zero is None else zero.repeat_interleave(groups // len(zero), dim=0)
+        share = groups // len(self.scale)
+        scale = _repeat(self.scale.view(torch.uint16), share)
+        zero = None if self.zero is None else _repeat(self.zero * -self.scale, share)
         # a scale in the low half of a word is a scale and a zero of 0
         words.copy_(scale)
         if zero is not None:
@@ -225,6 +234,11 @@ class Int4(Form):
 def _on_gpu(rows: torch.Tensor) -> bool:
     """Whether the products by packed codes are at their best: float32 has the decoded weight's bits instead."""
     return rows.is_cuda and rows.dtype in (torch.bfloat16, torch.float16)
+
+
+def _repeat(tensor: torch.Tensor, share: int) -> torch.Tensor:
+    """Each row so many times."""
+    return tensor if share == 1 else tensor.repeat_interleave(share, dim=0)
 
 
 def take(

@@ -17,9 +17,7 @@ def check_inputs(x: torch.Tensor, rows: int, bias: torch.Tensor | None) -> None:
         raise ValueError(f"bias must be floating point ({rows},), not {bias.dtype} {tuple(bias.shape)}")
 
 
-def check_codes(
-    columns: int, packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, bits: int
-) -> None:
+def check_codes(columns: int, packed: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, bits: int) -> None:
     """Raise ValueError unless these are packed codes of `columns` columns, with a scale and a zero a row and group."""
     if bits not in WIDTHS:
         raise ValueError(f"codes of 2, 4 and 8 bits are multiplied by, not of {bits}")

@@ -1,8 +1,8 @@
 """`bitmask_w4_gemv` on a GPU: a program takes a few rows of W and goes through a stretch of their groups once.
 
-A mask is read as words of up to four bytes. Counting their bits says which of the group's codes the first kept column
-of a byte has; the codes of its eight columns are the eight nibbles from there on, and the bits of the byte below a
-column say which of those it has.
+A thread holds one word of mask, up to four bytes, of each row. The bits set before it in its group say where its codes
+begin; those of a byte's eight columns are the next eight nibbles, and the bits below a column say which of those it
+has. Codes become float32 as in `w4a16_gemv`. Nothing but the counts of bits is exchanged between threads.
 """
 
 # The arguments of a jit function are Triton's own values, which no annotation describes; triton ships no types.
@@ -14,14 +14,13 @@ import triton
 import triton.language as tl
 
 from rewright.kernels.launch import cdiv, device_guard, interpreter, next_power_of_2
-from rewright.kernels.w4a16_gemv.triton import MOST_PARTS, PROGRAMS, REDUCE, join_kernel
+from rewright.kernels.w4a16_gemv.triton import LANES, MAGIC, PROGRAMS, Config, join, pick, split
 
-# Bytes of mask in a tile, rows of W, warps.
-BYTES = 128
-ROWS = 4
-WARPS = 4
-# A group of more bytes of mask than this has no kernel.
-MOST_BYTES = 4096
+# By the rows of x, padded to a power of two: rows of W in a tile, warps.
+# `tile_of` has half the rows for float32.
+CONFIGS = {1: Config(4, 4), 2: Config(4, 4), 4: Config(2, 4), 8: Config(2, 4)}
+# A group of more words of mask than a tile of this many has no kernel.
+MOST_WORDS = 1024
 
 
 @triton.jit
@@ -41,71 +40,82 @@ def _eighths(byte):
 
 
 @triton.jit
+def _window(values_at, begin, length, known, UNIT: tl.constexpr):
+    """Eight nibbles of a record from the begin-th on, as uint32; 0 past its `length` units of UNIT bytes."""
+    first = begin // (2 * UNIT)
+    window = tl.zeros(begin.shape, tl.uint64)
+    for at in tl.static_range(2 if UNIT == 4 else 5):
+        piece = tl.load(values_at + first + at, mask=known & (first + at < length), other=0)
+        window |= piece.to(tl.uint64) << (8 * UNIT * at)
+    return (window >> (begin % (2 * UNIT) * 4).to(tl.uint64)).to(tl.uint32)
+
+
+@triton.jit(do_not_specialize=["magic"])
 def bitmask_w4_gemv_kernel(
     x_ptr, mask_ptr, values_ptr, scale_ptr, bias_ptr, out_ptr,
-    tokens, rows, groups, width, kept, span,
+    tokens, rows, groups, width, length, span, magic,
     x_row, mask_row, values_row, scale_row, scale_column, bias_stride,
-    HAS_BIAS: tl.constexpr, BYTES: tl.constexpr, ACC: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BYTES: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(1)
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     token = tl.arange(0, BLOCK_M)
-    in_row = row < rows
-    in_token = token < tokens
-    word = tl.arange(0, BLOCK_W)
-    byte = tl.arange(0, BYTES)
-    place = tl.arange(0, 8)
-    mask_at = mask_ptr + row[:, None, None] * mask_row
-    values_at = values_ptr + row[:, None, None, None] * values_row
-    x_at = x_ptr + token.to(tl.int64)[:, None, None, None, None] * x_row
-    total = tl.zeros([BLOCK_M, BLOCK_N, BLOCK_G], ACC)
+    # Rows past the last are the last again, and not stored.
+    source = tl.minimum(row, rows - 1)[:, None, None]
+    lane = tl.arange(0, BLOCK_W)
+    place = tl.arange(0, 8)[None, None, None, :]
+    mask_at = mask_ptr + source * mask_row
+    values_at = values_ptr + source * values_row
+    scale_at = scale_ptr + tl.minimum(row, rows - 1)[:, None] * scale_row
+    x_at = x_ptr + tl.minimum(token, tokens - 1).to(tl.int64)[:, None, None, None] * x_row + place
+    total = tl.zeros([BLOCK_M, BLOCK_N, BLOCK_G, BLOCK_W], ACC)
     first = part * span
-    for start in range(first, first + span, BLOCK_G):
+    for start in range(first, min(first + span, groups), BLOCK_G):
         group = start + tl.arange(0, BLOCK_G)
-        inside = (group < groups)[:, None] & (word < width)[None, :]
-        at = group[:, None] * width + word[None, :]
-        bits = tl.load(mask_at + at[None, :, :], mask=in_row[:, None, None] & inside[None, :, :], other=0)
-        bits = bits.to(tl.uint32)
+        word = (group[:, None] * width + lane[None, :])[None, :, :]
+        known = ((group < groups)[:, None] & (lane < width)[None, :])[None, :, :]
+        bits = tl.load(mask_at + word, mask=known, other=0).to(tl.uint32)
         counts = _byte_counts(bits)
         upto = counts * 0x01010101
-        whole = (upto >> 24).to(tl.int32)
-        before = tl.cumsum(whole, axis=2) - whole
-        shift = (8 * byte).to(tl.uint32)[None, None, None, :]
-        begin = before[:, :, :, None] + (((upto - counts)[:, :, :, None] >> shift) & 0xFF).to(tl.int32)
-        eight = (bits[:, :, :, None] >> shift) & 0xFF
-        keep = _eighths(eight)
-        # Nibble p: how many columns of the byte are kept before its p-th.
-        ahead = keep * 0x11111111 - keep
-        nibble = begin[:, :, :, :, None] + ((ahead[:, :, :, :, None] >> (4 * place).to(tl.uint32)) & 0xF).to(tl.int32)
-        stays = ((eight[:, :, :, :, None] >> place.to(tl.uint32)) & 1) != 0
-        # A mask with too many bits must not lead out of the record.
-        inner = stays & (nibble < 2 * kept)
-        record = values_at + group[None, :, None, None] * kept
-        pair = tl.load(record[:, :, :, :, None] + nibble // 2, mask=inner, other=0).to(tl.int32)
-        code = ((pair >> (nibble % 2 * 4)) & 0xF) - 8
-        weight = tl.where(inner, code.to(ACC), 0.0)
-        column = (at[:, :, None] * BYTES + byte[None, None, :])[:, :, :, None] * 8 + place[None, None, None, :]
-        here = in_token[:, None, None, None, None] & inside[None, :, :, None, None]
-        x = tl.load(x_at + column[None, :, :, :, :], mask=here, other=0.0).to(ACC)
-        sums = tl.sum(tl.sum(weight[None, :, :, :, :, :] * x[:, None, :, :, :, :], axis=5), axis=4)
-        known = in_row[:, None] & (group < groups)[None, :]
-        scale = tl.load(scale_ptr + row[:, None] * scale_row + group[None, :] * scale_column, mask=known, other=0.0)
-        total += tl.sum(sums, axis=3) * scale.to(ACC)[None, :, :]
-    joined = tl.sum(total, axis=2)
+        before = tl.cumsum((upto >> 24).to(tl.int32), axis=2) - (upto >> 24).to(tl.int32)
+        record = values_at + group[None, :, None] * length
+        sums = tl.zeros([BLOCK_M, BLOCK_N, BLOCK_G, BLOCK_W], ACC)
+        for at in tl.static_range(BYTES):
+            byte = (bits >> (8 * at)) & 0xFF
+            window = _window(record, before + (((upto - counts) >> (8 * at)) & 0xFF).to(tl.int32), length, known, UNIT)
+            keep = _eighths(byte)
+            # Nibble p: how many columns of the byte are kept before its p-th.
+            ahead = keep * 0x11111111 - keep
+            x = tl.load(x_at + ((word * BYTES + at) * 8)[:, :, :, None], mask=known[:, :, :, None], other=0.0).to(ACC)
+            for column in tl.static_range(8):
+                code = (window >> (((ahead >> (4 * column)) & 0xF) * 4)) & 0xF
+                level = (code | magic).to(tl.float32, bitcast=True) - 8388616.0
+                weight = tl.where((byte & (1 << column)) != 0, level, 0.0).to(ACC)
+                sums += weight[None, :, :, :] * pick(x, place, column)[:, None, :, :]
+        scale = tl.load(scale_at + group[None, :] * scale_column, mask=(group < groups)[None, :], other=0.0)
+        total += sums * scale.to(ACC)[None, :, :, None]
+    joined = tl.sum(tl.sum(total, axis=3), axis=2)
+    in_row = row < rows
     if HAS_BIAS:
         joined += tl.load(bias_ptr + row * bias_stride, mask=in_row, other=0.0).to(ACC)[None, :]
     out = (part * tokens + token).to(tl.int64)[:, None] * rows + row[None, :]
-    tl.store(out_ptr + out, joined, mask=in_token[:, None] & in_row[None, :])
+    tl.store(out_ptr + out, joined, mask=(token < tokens)[:, None] & in_row[None, :])
 
 
 def supports(x: torch.Tensor, mask: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> str | None:
     """None, or why the kernel cannot take these operands."""
     if any(t is not None and t.dtype == torch.float64 for t in (x, scale, bias)) and not interpreter():
         return "float64 is for the interpreter only"
-    if mask.shape[2] > MOST_BYTES:
-        return f"it holds at most {8 * MOST_BYTES} columns of a group and the group has {8 * mask.shape[2]}"
+    words = mask.shape[2] // _bytes(mask.shape[2], 4)
+    if words > MOST_WORDS:
+        return f"it holds at most {MOST_WORDS} words of a group's mask and the group has {words}"
     return None
+
+
+def _bytes(length: int, most: int) -> int:
+    """The greatest power of two, at most `most`, that divides a length."""
+    return next(size for size in (4, 2, 1) if size <= most and length % size == 0)
 
 
 def bitmask_w4_gemv(
@@ -120,24 +130,23 @@ def bitmask_w4_gemv(
     if columns == 0:
         return y.zero_() if bias is None else y.copy_(bias.expand_as(y))
     x = x if x.stride(1) == 1 else x.contiguous()
-    size = 4 if length % 4 == 0 else 2 if length % 2 == 0 else 1
-    words = mask.contiguous().view({4: torch.uint32, 2: torch.uint16, 1: torch.uint8}[size])
-    values = values.contiguous()
-    width = length // size
-    block_w = next_power_of_2(width)
-    block_g = max(1, BYTES // (block_w * size))
-    steps = cdiv(groups, block_g)
-    wanted = min(cdiv(PROGRAMS, cdiv(rows, ROWS)), MOST_PARTS, steps)
-    span = cdiv(steps, wanted) * block_g
-    count = cdiv(groups, span)
+    size = _bytes(length, 4)
+    unsigned = {4: torch.uint32, 2: torch.uint16, 1: torch.uint8}
+    words = mask.contiguous().view(unsigned[size])
+    width = words.shape[2]
+    unit = 4 if values.shape[2] % 4 == 0 else 1
+    units = values.contiguous().view(unsigned[unit])
+    padded = next_power_of_2(tokens)
+    tile = tile_of(padded, x.dtype == torch.float32)
+    block_w, block_g = blocks(width, tile)
+    count, span = split(groups, block_g, cdiv(rows, tile.rows), PROGRAMS)
     acc = torch.promote_types(x.dtype, torch.float32)
     out = y if count == 1 else torch.empty((count, tokens, rows), dtype=acc, device=x.device)
-    bias_stride = 1 if bias is None else bias.stride(0)
     with device_guard(x):
-        bitmask_w4_gemv_kernel[(cdiv(rows, ROWS), count)](
+        bitmask_w4_gemv_kernel[(cdiv(rows, tile.rows), count)](
             x,
             words,
-            values,
+            units,
             scale,
             scale if bias is None else bias,
             out,
@@ -145,35 +154,37 @@ def bitmask_w4_gemv(
             rows,
             groups,
             width,
-            values.shape[2],
+            units.shape[2],
             span,
+            MAGIC,
             x.stride(0),
             groups * width,
-            groups * values.shape[2],
+            groups * units.shape[2],
             *scale.stride(),
-            bias_stride,
+            1 if bias is None else bias.stride(0),
             HAS_BIAS=bias is not None and count == 1,
             BYTES=size,
+            UNIT=unit,
             ACC=tl.float64 if acc == torch.float64 else tl.float32,
-            BLOCK_M=next_power_of_2(tokens),
-            BLOCK_N=ROWS,
+            BLOCK_M=padded,
+            BLOCK_N=tile.rows,
             BLOCK_G=block_g,
             BLOCK_W=block_w,
-            num_warps=WARPS,
+            num_warps=tile.warps,
             enable_fp_fusion=True,
         )
         if count > 1:
-            numbers = tokens * rows
-            join_kernel[(cdiv(numbers, REDUCE),)](
-                out,
-                out if bias is None else bias,
-                y,
-                rows,
-                numbers,
-                count,
-                bias_stride,
-                HAS_BIAS=bias is not None,
-                BLOCK=REDUCE,
-                enable_fp_fusion=False,
-            )
+            join(out, bias, y)
     return y
+
+
+def tile_of(tokens: int, full: bool) -> Config:
+    """The tile for so many rows of x, a power of two, in float32 or less."""
+    tile = CONFIGS[tokens]
+    return tile._replace(rows=tile.rows // 2) if full else tile
+
+
+def blocks(width: int, tile: Config) -> tuple[int, int]:
+    """Words of a group, padded to a power of two, and groups in a tile, which is a word a thread where it can be."""
+    block_w = next_power_of_2(width)
+    return block_w, max(1, tile.warps * LANES // block_w)

@@ -117,7 +117,7 @@ class _Product(torch.autograd.Function):
         return reference.w4a16_gemm(x, packed, scale, zero, bias, bits)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch's
+    @once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         packed, scale, zero = ctx.saved_tensors
         dx = dbias = None

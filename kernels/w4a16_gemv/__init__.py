@@ -26,8 +26,8 @@ def w4a16_gemv(
 
         y_mn = bias_n + sum over groups G of  scale_nG * sum over k in G of  (code_nk - zero_nG) x_mk
 
-    Everything is computed in float32 (float64 for a float64 x) from codes as they are and scales as stored: no weight is
-    rounded to the dtype of x, only y is. So it differs from `w4a16_gemm` by what rounding those weights costs.
+    Everything is computed in float32 (float64 for a float64 x) from codes as they are and scales as stored: no weight
+    is rounded to the dtype of x, only y is. So it differs from `w4a16_gemm` by what rounding those weights costs.
 
     x       (M, K), M <= 8; bfloat16, float16, float32 or float64. Any strides.
     packed  (N, K*bits/32) int32, the layout of `pack`: at 4 bits eight codes a word, the lowest column in the lowest

@@ -1,9 +1,10 @@
 """`w4a16_gemv` on a GPU: a program takes a few rows of W and goes through a stretch of their columns once.
 
-Threads read four words of codes at a time. Codes become float32 without a conversion: the bits of a code are put into
-the mantissa of 2^23, and 2^23 and the zero point, shifted alike, are taken off again. What a shift left over is a power
-of two, which x is divided by beforehand; all of that is exact. Partial sums are kept by unit of words under one scale
-and multiplied by it once a unit; they are joined at the end, in an order that the shapes alone set.
+A thread holds one word of codes of each row, and the inputs of its columns, so that sums stay with the thread until
+the end and nothing is exchanged; a warp reads 128 consecutive bytes of a row. Codes become float32 without a
+conversion: the bits of a code are put into the mantissa of 2^23, and 2^23 and the zero point, shifted alike, are taken
+off again. What a shift left over is a power of two, which x is divided by beforehand; all of that is exact. A word's
+sum is multiplied by its scale. The order of all sums is set by shapes alone.
 """
 
 # The arguments of a jit function are Triton's own values, which no annotation describes; triton ships no types.
@@ -20,69 +21,86 @@ from rewright.kernels.launch import cdiv, device_guard, interpreter, next_power_
 
 
 class Config(NamedTuple):
-    """Rows of W and words of codes in a tile, warps."""
+    """Rows of W in a tile, which is a word a thread wide; warps."""
 
     rows: int
-    words: int
     warps: int
 
 
-# Rows of x, padded to a power of two -> the tile: 1 KiB of codes a row and step, fewer where more sums are kept.
-CONFIGS = {1: Config(4, 256, 4), 2: Config(4, 256, 4), 4: Config(4, 128, 4), 8: Config(4, 128, 4)}
+# By the rows of x, padded to a power of two. `tile_of` has half the rows where a word takes more registers.
+CONFIGS = {1: Config(8, 4), 2: Config(8, 4), 4: Config(8, 4), 8: Config(4, 4)}
+LANES = 32
 REDUCE = 256
 # Below so many programs, columns are split among several.
 PROGRAMS = 1024
 MOST_PARTS = 16
 
 
-@triton.jit
-def decode(word, place, BITS: tl.constexpr):
-    """The codes of int32 words at their places, as float32 2^23 + (unsigned code) * 2^(bits * (place mod 16/bits))."""
-    half = word.to(tl.uint32, bitcast=True) >> (place // (16 // BITS) * 16).to(tl.uint32)
-    mask = (((1 << BITS) - 1) << (place % (16 // BITS) * BITS)).to(tl.uint32)
-    return ((half & mask) | 0x4B000000).to(tl.float32, bitcast=True)
+# The bits of 2^23. A kernel gets them as an argument: a constant would be put into a register again for each code.
+MAGIC = 0x4B000000
 
 
 @triton.jit
+def step_of(PLACE: tl.constexpr, BITS: tl.constexpr):
+    """The power of two that `decode` leaves on a code."""
+    half: tl.constexpr = 16 // BITS
+    return 1 << (PLACE % half + (PLACE // half if BITS < 8 else 0)) * BITS
+
+
+@triton.jit
+def decode(word, magic, PLACE: tl.constexpr, BITS: tl.constexpr):
+    """The code at a place of uint32 words, as float32 2^23 + (unsigned code) * step_of(PLACE, BITS)."""
+    half = word >> (PLACE // (16 // BITS) * (16 - BITS if BITS < 8 else 16))
+    return (half & (((1 << BITS) - 1) * step_of(PLACE, BITS)) | magic).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def pick(x, place, PLACE: tl.constexpr):
+    """x[..., PLACE], as a sum of bits and zeros: a thread holds that axis whole, so nothing is left to compute."""
+    if x.dtype == tl.float64:
+        bits = tl.where(place == PLACE, x.to(tl.int64, bitcast=True), 0)
+    else:
+        bits = tl.where(place == PLACE, x.to(tl.int32, bitcast=True), 0)
+    return tl.sum(bits, axis=len(x.shape) - 1).to(x.dtype, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["magic"], do_not_specialize_on_alignment=["packed_ptr"])
 def w4a16_gemv_kernel(
     x_ptr, packed_ptr, scale_ptr, zero_ptr, bias_ptr, out_ptr,
-    tokens, rows, columns, words, group_units, span,
+    tokens, rows, words, span, magic,
     x_row, packed_row, scale_row, scale_column, zero_row, zero_column, bias_stride,
-    HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, BITS: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
+    HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, BITS: tl.constexpr, GROUP_WORDS: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     CODES: tl.constexpr = 32 // BITS
     part = tl.program_id(1)
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     token = tl.arange(0, BLOCK_M)
     in_row = row < rows
-    in_token = (token < tokens)[:, None, None, None]
-    inner = tl.arange(0, UNIT)
-    place = tl.arange(0, CODES)
-    # What the place of a code in its word multiplies it by.
-    weight_of = (1 << (place % (16 // BITS) * BITS)).to(tl.float32)
-    x_at = x_ptr + token.to(tl.int64)[:, None, None, None] * x_row
-    packed_at = packed_ptr + row[:, None, None] * packed_row
-    total = tl.zeros([BLOCK_M, BLOCK_N, BLOCK_U], ACC)
+    # Rows past the last are the last again, and not stored: loads then need no predicate of their own.
+    source = tl.minimum(row, rows - 1)[:, None]
+    place = tl.arange(0, CODES)[None, None, :]
+    lane = tl.arange(0, BLOCK_W)
+    x_at = x_ptr + tl.minimum(token, tokens - 1).to(tl.int64)[:, None, None] * x_row + place
+    packed_at = packed_ptr + source * packed_row
+    scale_at = scale_ptr + source * scale_row
+    zero_at = zero_ptr + source * zero_row
+    total = tl.zeros([BLOCK_M, BLOCK_N, BLOCK_W], ACC)
     first = part * span
-    for start in range(first, first + span, BLOCK_U):
-        unit = start + tl.arange(0, BLOCK_U)
-        word = unit[:, None] * UNIT + inner[None, :]
-        in_word = word < words
-        codes = tl.load(packed_at + word[None, :, :], mask=in_row[:, None, None] & in_word[None, :, :], other=0)
-        column = word[:, :, None] * CODES + place[None, None, :]
-        x = tl.load(x_at + column[None, :, :, :], mask=in_token & (column < columns)[None, :, :, :], other=0.0)
-        x = x.to(ACC) * (1.0 / weight_of)[None, None, None, :]
-        group = unit // group_units
-        known = in_row[:, None] & (unit * UNIT < words)[None, :]
-        scale = tl.load(scale_ptr + row[:, None] * scale_row + group[None, :] * scale_column, mask=known, other=0.0)
-        offset = tl.full([BLOCK_N, BLOCK_U], 1 << (BITS - 1), tl.float32)
+    for start in range(first, min(first + span, words), BLOCK_W):
+        word = (start + lane)[None, :]
+        known = word < words
+        codes = tl.load(packed_at + word, mask=known, other=0).to(tl.uint32, bitcast=True)
+        x = tl.load(x_at + (word * CODES)[:, :, None], mask=known[:, :, None], other=0.0).to(ACC)
+        group = word // GROUP_WORDS if GROUP_WORDS else word * 0
+        scale = tl.load(scale_at + group * scale_column, mask=known, other=0.0)
+        offset = tl.full([BLOCK_N, BLOCK_W], 1 << (BITS - 1), tl.float32)
         if HAS_ZERO:
-            zero = tl.load(zero_ptr + row[:, None] * zero_row + group[None, :] * zero_column, mask=known, other=0)
-            offset += zero.to(tl.float32)
-        shift = 8388608.0 + offset[:, :, None, None] * weight_of[None, None, None, :]
-        weight = decode(codes[:, :, :, None], place[None, None, None, :], BITS) - shift
-        sums = tl.sum(tl.sum(weight.to(ACC)[None, :, :, :, :] * x[:, None, :, :, :], axis=4), axis=3)
+            offset += tl.load(zero_at + group * zero_column, mask=known, other=0).to(tl.float32)
+        sums = tl.zeros([BLOCK_M, BLOCK_N, BLOCK_W], ACC)
+        for at in tl.static_range(CODES):
+            level = decode(codes, magic, at, BITS) - (8388608.0 + offset * step_of(at, BITS))
+            sums += level.to(ACC)[None, :, :] * (pick(x, place, at) * (1.0 / step_of(at, BITS)))[:, None, :]
         total += sums * scale.to(ACC)[None, :, :]
     joined = tl.sum(total, axis=2)
     if HAS_BIAS:
@@ -92,7 +110,9 @@ def w4a16_gemv_kernel(
 
 
 @triton.jit
-def join_kernel(part_ptr, bias_ptr, out_ptr, rows, count, parts, bias_stride, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
+def join_kernel(
+    part_ptr, bias_ptr, out_ptr, rows, count, parts, bias_stride, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr
+):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     total = tl.load(part_ptr + at, mask=inside, other=0.0)
@@ -113,18 +133,16 @@ def supports(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, bi
     return None
 
 
-def unit(columns: int, groups: int, bits: int) -> int:
-    """How many consecutive words, at most four, are always under one scale."""
-    words = columns // groups * bits // 32
-    return 4 if groups == 1 else next(size for size in (4, 2, 1) if words % size == 0)
+def tile_of(tokens: int, bits: int, zero: bool) -> Config:
+    """The tile for so many rows of x, a power of two."""
+    tile = CONFIGS[tokens]
+    return tile._replace(rows=tile.rows // 2) if zero or bits == 2 else tile
 
 
-def parts(rows: int, units: int, tile: Config, size: int) -> tuple[int, int]:
-    """Among how many programs the columns of a row are split, and how many units each takes."""
-    block = tile.words // size
-    steps = cdiv(units, block)
-    wanted = min(cdiv(PROGRAMS, cdiv(rows, tile.rows)), MOST_PARTS, steps)
-    each = cdiv(steps, wanted)
+def split(words: int, block: int, programs: int, wanted: int) -> tuple[int, int]:
+    """Among how many programs the words of a row are split, and how many each takes, to have `wanted` in all."""
+    steps = cdiv(words, block)
+    each = cdiv(steps, min(cdiv(wanted, programs), MOST_PARTS, steps))
     return cdiv(steps, each), each * block
 
 
@@ -143,17 +161,14 @@ def w4a16_gemv(
     if y.numel() == 0:
         return y
     if columns == 0:
-        return y.zero_() if bias is None else y.copy_(bias)
+        return y.zero_() if bias is None else y.copy_(bias.expand_as(y))
     x = x if x.stride(1) == 1 else x.contiguous()
     packed = packed if packed.stride(1) == 1 else packed.contiguous()
-    size = unit(columns, scale.shape[1], bits)
-    units = cdiv(words, size)
     padded = next_power_of_2(tokens)
-    tile = CONFIGS[padded]
-    count, span = parts(rows, units, tile, size)
+    tile = tile_of(padded, bits, zero is not None)
+    count, span = split(words, tile.warps * LANES, cdiv(rows, tile.rows), PROGRAMS)
     acc = torch.promote_types(x.dtype, torch.float32)
     out = y if count == 1 else torch.empty((count, tokens, rows), dtype=acc, device=x.device)
-    bias_stride = 1 if bias is None else bias.stride(0)
     with device_guard(x):
         w4a16_gemv_kernel[(cdiv(rows, tile.rows), count)](
             x,
@@ -164,38 +179,43 @@ def w4a16_gemv(
             out,
             tokens,
             rows,
-            columns,
             words,
-            cdiv(units, scale.shape[1]),
             span,
+            MAGIC,
             x.stride(0),
             packed.stride(0),
             *scale.stride(),
             *((1, 1) if zero is None else zero.stride()),
-            bias_stride,
+            1 if bias is None else bias.stride(0),
             HAS_ZERO=zero is not None,
             HAS_BIAS=bias is not None and count == 1,
             BITS=bits,
-            UNIT=size,
+            GROUP_WORDS=0 if scale.shape[1] == 1 else words // scale.shape[1],
             ACC=tl.float64 if acc == torch.float64 else tl.float32,
             BLOCK_M=padded,
             BLOCK_N=tile.rows,
-            BLOCK_U=tile.words // size,
+            BLOCK_W=tile.warps * LANES,
             num_warps=tile.warps,
             enable_fp_fusion=True,
         )
         if count > 1:
-            numbers = tokens * rows
-            join_kernel[(cdiv(numbers, REDUCE),)](
-                out,
-                out if bias is None else bias,
-                y,
-                rows,
-                numbers,
-                count,
-                bias_stride,
-                HAS_BIAS=bias is not None,
-                BLOCK=REDUCE,
-                enable_fp_fusion=False,
-            )
+            join(out, bias, y)
     return y
+
+
+def join(parts: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
+    """Sum (parts, M, N) over the parts, in their order, and the bias into y (M, N)."""
+    count, tokens, rows = parts.shape
+    numbers = tokens * rows
+    join_kernel[(cdiv(numbers, REDUCE),)](
+        parts,
+        parts if bias is None else bias,
+        y,
+        rows,
+        numbers,
+        count,
+        1 if bias is None else bias.stride(0),
+        HAS_BIAS=bias is not None,
+        BLOCK=REDUCE,
+        enable_fp_fusion=False,
+    )

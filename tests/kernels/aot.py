@@ -15,9 +15,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.kernels.packed_variants import bitmask_gemv_variants, gemm_variants, gemv_variants
+from tests.kernels.variant import Variant
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 OPS = (
@@ -31,20 +34,10 @@ OPS = (
     "pack",
     "bitmask",
     "rng",
+    "w4a16_gemv",
+    "w4a16_gemm",
+    "bitmask_w4_gemv",
 )
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A kernel as one launch specialises it: types by argument (the others are i32), constants, options."""
-
-    op: str
-    label: str
-    kernel: Any
-    types: dict[str, str]
-    constants: dict[str, Any]
-    options: dict[str, Any] = field(default_factory=dict)
-    aligned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -292,6 +285,9 @@ def variants(op: str) -> list[Variant]:
         "pack": _pack_variants,
         "bitmask": _bitmask_variants,
         "rng": _rng_variants,
+        "w4a16_gemv": gemv_variants,
+        "w4a16_gemm": gemm_variants,
+        "bitmask_w4_gemv": bitmask_gemv_variants,
     }
     return list(makers[op]())
 
@@ -345,7 +341,7 @@ def main() -> int:
     parser.add_argument("ops", nargs="*", default=OPS, help="ops to compile (all)")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    rows = [compile_variant(v, target) for op in given.ops for v in variants(op) for target in TARGETS]
+    rows = [compile_variant(v, target) for op in given.ops for v in variants(op) for target in v.targets or TARGETS]
     if given.json:
         print(json.dumps([asdict(row) for row in rows]))
     else:

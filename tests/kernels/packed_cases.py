@@ -87,7 +87,9 @@ def product_cases() -> Iterator[Case]:
         for op, m in zip(OPS[:3], (5, 67, 67), strict=True):
             yield _product(op, (m, 71, 256), 2, dtype, extra="zero-bias", stored=stored, layout="slice")
             yield _product(op, (m, 37, 96), 3, dtype, extra="zero", stored=stored, layout="columns")
-            yield _product(op, (2, 3, 2304), 18, dtype, stored=torch.float64 if dtype == torch.float64 else torch.float32)
+            yield _product(
+                op, (2, 3, 2304), 18, dtype, stored=torch.float64 if dtype == torch.float64 else torch.float32
+            )
             for bits in (2, 8):
                 yield _product(op, (m, 9, 128), 4, dtype, bits=bits, extra="zero", stored=stored)
         for op in OPS[1:3]:
@@ -119,7 +121,9 @@ def bitmask_case(
             "bias": normal(generator, n).to(stored) if bias else None,
         }
 
-    label = f"{m}x{n}x{groups}groups-{nnz}of{group}-{'bias-' if bias else ''}{str(stored).removeprefix('torch.')}-{layout}"
+    label = (
+        f"{m}x{n}x{groups}groups-{nnz}of{group}-{'bias-' if bias else ''}{str(stored).removeprefix('torch.')}-{layout}"
+    )
     return Case("bitmask_w4_gemv", label, dtype, build)
 
 
@@ -151,7 +155,8 @@ def weight_of(given: dict[str, Any]) -> torch.Tensor:
         halves = torch.stack((given["values"] & 15, given["values"] >> 4), dim=-1)
         level = torch.zeros(keep.shape, dtype=torch.float64)
         level[keep] = halves.flatten().double() - 8
-        return (level * scale[:, :, None]).reshape(rows, groups * 8 * length)
+        weight: torch.Tensor = (level * scale[:, :, None]).reshape(rows, groups * 8 * length)
+        return weight
     bits, groups = given["bits"], scale.shape[1]
     rows, words = given["packed"].shape
     columns = words * 32 // bits
@@ -159,7 +164,8 @@ def weight_of(given: dict[str, Any]) -> torch.Tensor:
     level = codes.reshape(rows, groups, columns // groups).double() - (1 << (bits - 1))
     if given["zero"] is not None:
         level -= given["zero"].double()[:, :, None]
-    return (level * scale[:, :, None]).reshape(rows, columns)
+    weight = (level * scale[:, :, None]).reshape(rows, columns)
+    return weight
 
 
 def _judge(case: Case, got: Results, base: Results) -> Verdict:

@@ -103,7 +103,9 @@ def scored(
         for batch in batches:
             with torch.inference_mode():
                 logits = scorer.model(input_ids=_padded(batch).to(scorer.device), use_cache=False).logits
-                yield _before_targets(logits, batch)
+                found = _before_targets(logits, batch)
+            # past the `with`: what holds there must not hold for whoever asks
+            yield found
         return
     from rewright.passes.walk import Walk
 

@@ -107,11 +107,13 @@ def _rows(dst: Path, key: str) -> dict[str, Any]:
 def test_measured_zeros_beat_flat_ones_on_a_real_model(text: Path, tmp_path: Path) -> None:
     errors = {}
     for budget in ("flat", "measured"):
-        document, _ = compress(STORIES, tmp_path / budget, text, bits=16, sparsity=0.5, budget=budget)
+        document, _ = compress(
+            STORIES, tmp_path / budget, text, bits=16, sparsity=0.5, budget=budget, samples=64, sequence_length=128
+        )
         metrics = document["stages"][0]["metrics"]
         errors[budget] = metrics["layer_error_held_out"]
         assert metrics["sparsity"] == pytest.approx(0.5, abs=1e-3)
-    assert errors["measured"] < 0.97 * errors["flat"]
+    assert errors["measured"] < 0.95 * errors["flat"]
     found = _rows(tmp_path / "measured", "sparsity")
     assert min(found.values()) > 0.29
     assert max(found.values()) < 0.71

@@ -17,6 +17,7 @@ from rewright.passes.errors import BoundError, InputError
 from rewright.passes.evaluate import evaluate
 from rewright.passes.generate import bench, generate
 from rewright.passes.loading import load
+from rewright.passes.scoring import Window, open_scorer, scored
 from rewright.passes.walk import Walk
 from tests.passes.conftest import DATA, STORIES
 
@@ -238,3 +239,12 @@ def test_by_layer_scores_alike_and_holds_one_layer(tmp_path: Path, monkeypatch: 
     assert ours["perplexity"] == pytest.approx(whole["perplexity"], rel=1e-5)
     assert ours["kl"] == pytest.approx(0, abs=1e-9)
     assert ours["scored_tokens"] == whole["scored_tokens"]
+
+
+def test_scoring_leaves_gradients_on() -> None:
+    scorer = open_scorer(STORIES, "cpu", "f32")
+    batches = [[Window([1, 2, 3], 2, 2)], [Window([1, 4, 5, 6], 3, 3)]]
+    for found in scored(scorer, batches):
+        assert len(found) == 1
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()

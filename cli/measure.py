@@ -150,6 +150,9 @@ def _stories(paths: list[Path], prompt: str, tokens: int, run: RunOptions) -> di
 def generate(model: Model, options: GenerateOptions, run: RunOptions) -> None:
     """Let a model go on from a prompt. The text streams to stdout as it comes; the prompt is not repeated.
 
+    A quantised model runs on its codes, on a CPU in bfloat16 unless
+    --dtype says otherwise.
+
     Example: rewright generate out --prompt "Once upon a time" --max-new-tokens 100 --temperature 0.8
     """
     from rewright.passes.generate import generate as continued
@@ -189,7 +192,10 @@ def _prompt(word: str) -> str:
 
 
 def bench(model: Model, options: BenchOptions, run: RunOptions) -> None:
-    """Time a model: prefill and decoding in tokens a second, and the memory it takes.
+    """Time a model: prefill and decoding in tokens a second, bytes read a token, and the memory it takes.
+
+    A quantised model runs on its codes, on a CPU in bfloat16 unless
+    --dtype says otherwise.
 
     Example: rewright bench out --prompt-tokens 256 --new-tokens 64 --json
     """

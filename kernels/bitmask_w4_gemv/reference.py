@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rewright.kernels.bitmask.reference import unpack_bitmask
-from rewright.kernels.w4a16_gemv.reference import BLOCK, spread
+from rewright.kernels.w4a16_gemv.reference import BLOCK, multiply, spread
 
 
 def bitmask_w4_gemv(
@@ -21,7 +21,7 @@ def bitmask_w4_gemv(
         for start in range(0, rows, step):
             part = slice(start, start + step)
             weight = spread(unpack_bitmask(mask[part], values[part]), scale[part].to(wide), None)
-            y[:, part] = inputs @ weight.t()
+            multiply(inputs, weight, y[:, part])
     if bias is not None:
         y += bias.to(wide)
     return y.to(x.dtype)

@@ -1,8 +1,8 @@
 """`bitmask_w4_gemv` on a GPU: a program takes a few rows of W and goes through a stretch of their groups once.
 
 A thread holds one word of mask, up to four bytes, of each row. The bits set before it in its group say where its codes
-begin; those of a byte's eight columns are the next eight nibbles, and the bits below a column say which of those it
-has. Codes become float32 as in `w4a16_gemv`. Nothing but the counts of bits is exchanged between threads.
+begin; those of a byte's eight columns are among the next eight nibbles, of which each kept column takes the first.
+Codes become float32 as in `w4a16_gemv`. Nothing but the counts of bits is exchanged between threads.
 """
 
 # The arguments of a jit function are Triton's own values, which no annotation describes; triton ships no types.
@@ -29,14 +29,6 @@ def _byte_counts(word):
     pairs = word - ((word >> 1) & 0x55555555)
     fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
     return (fours + (fours >> 4)) & 0x0F0F0F0F
-
-
-@triton.jit
-def _eighths(byte):
-    """Bit p of a byte to bit 4p of a word, for uint32."""
-    spread = (byte | (byte << 12)) & 0x000F000F
-    spread = (spread | (spread << 6)) & 0x03030303
-    return (spread | (spread << 3)) & 0x11111111
 
 
 @triton.jit
@@ -81,18 +73,16 @@ def bitmask_w4_gemv_kernel(
         before = tl.cumsum((upto >> 24).to(tl.int32), axis=2) - (upto >> 24).to(tl.int32)
         record = values_at + group[None, :, None] * length
         sums = tl.zeros([BLOCK_M, BLOCK_N, BLOCK_G, BLOCK_W], ACC)
-        for at in tl.static_range(BYTES):
+        for at in range(BYTES):
             byte = (bits >> (8 * at)) & 0xFF
             window = _window(record, before + (((upto - counts) >> (8 * at)) & 0xFF).to(tl.int32), length, known, UNIT)
-            keep = _eighths(byte)
-            # Nibble p: how many columns of the byte are kept before its p-th.
-            ahead = keep * 0x11111111 - keep
             x = tl.load(x_at + ((word * BYTES + at) * 8)[:, :, :, None], mask=known[:, :, :, None], other=0.0).to(ACC)
             for column in tl.static_range(8):
-                code = (window >> (((ahead >> (4 * column)) & 0xF) * 4)) & 0xF
-                level = (code | magic).to(tl.float32, bitcast=True) - 8388616.0
-                weight = tl.where((byte & (1 << column)) != 0, level, 0.0).to(ACC)
+                stays = (byte & (1 << column)) != 0
+                level = ((window & 0xF) | magic).to(tl.float32, bitcast=True) - 8388616.0
+                weight = tl.where(stays, level, 0.0).to(ACC)
                 sums += weight[None, :, :, :] * pick(x, place, column)[:, None, :, :]
+                window = tl.where(stays, window >> 4, window)
         scale = tl.load(scale_at + group[None, :] * scale_column, mask=(group < groups)[None, :], other=0.0)
         total += sums * scale.to(ACC)[None, :, :, None]
     joined = tl.sum(tl.sum(total, axis=3), axis=2)

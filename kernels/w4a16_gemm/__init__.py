@@ -64,7 +64,7 @@ def w4a16_gemm_dx(
 
     The other arguments are as there; raises as there. No gradient flows.
     """
-    check_inputs(dy, dy.shape[-1], None)
+    check_inputs(dy, packed.shape[0], None, "dy")
     check_codes(packed.shape[-1] * 32 // max(bits, 1), packed, scale, zero, bits)
     if dy.shape[1] != packed.shape[0]:
         raise ValueError(f"dy must be (M, {packed.shape[0]}), not {tuple(dy.shape)}")

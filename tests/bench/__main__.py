@@ -24,6 +24,9 @@ OPS = (
     "pack",
     "bitmask",
     "rng",
+    "w4a16_gemv",
+    "w4a16_gemm",
+    "bitmask_w4_gemv",
 )
 
 

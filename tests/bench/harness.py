@@ -22,6 +22,7 @@ FUNCTIONS = {
     "pack": ("pack", "unpack"),
     "bitmask": ("pack_bitmask", "unpack_bitmask"),
     "select": ("keep_largest", "keep_of"),
+    "w4a16_gemm": ("w4a16_gemm", "w4a16_gemm_dx"),
 }
 
 

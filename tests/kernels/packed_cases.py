@@ -148,23 +148,22 @@ def packed_cases() -> list[Case]:
 def weight_of(given: dict[str, Any]) -> torch.Tensor:
     """The matrix W in float64, element by element: written apart from the ops."""
     scale = given["scale"].double()
+    groups = scale.shape[1]
     if "mask" in given:
-        rows, groups, length = given["mask"].shape
+        rows, _, length = given["mask"].shape
         bits = (given["mask"][..., None] >> torch.arange(8)) & 1
         keep = bits.reshape(rows, groups, 8 * length).bool()
         halves = torch.stack((given["values"] & 15, given["values"] >> 4), dim=-1)
         level = torch.zeros(keep.shape, dtype=torch.float64)
         level[keep] = halves.flatten().double() - 8
-        weight: torch.Tensor = (level * scale[:, :, None]).reshape(rows, groups * 8 * length)
-        return weight
-    bits, groups = given["bits"], scale.shape[1]
-    rows, words = given["packed"].shape
-    columns = words * 32 // bits
-    codes = (given["packed"][:, :, None].long() >> (bits * torch.arange(32 // bits))) & ((1 << bits) - 1)
-    level = codes.reshape(rows, groups, columns // groups).double() - (1 << (bits - 1))
-    if given["zero"] is not None:
-        level -= given["zero"].double()[:, :, None]
-    weight = (level * scale[:, :, None]).reshape(rows, columns)
+    else:
+        bits = given["bits"]
+        rows, words = given["packed"].shape
+        codes = (given["packed"][:, :, None].long() >> (bits * torch.arange(32 // bits))) & ((1 << bits) - 1)
+        level = codes.reshape(rows, groups, words * 32 // bits // groups).double() - (1 << (bits - 1))
+        if given["zero"] is not None:
+            level -= given["zero"].double()[:, :, None]
+    weight: torch.Tensor = (level * scale[:, :, None]).reshape(rows, groups * level.shape[2])
     return weight
 
 

@@ -14,11 +14,13 @@ def test_compiles_without_spills(op: str, target: str) -> None:
     rows = [row for row in answer("tests.kernels.aot", op, interpret=False) if row["target"] == target]
     assert rows
     assert not [row for row in rows if row["spills"]]
-    # 48 KiB of shared memory is what every CUDA launch may take without asking; gfx942 has 64 KiB in all.
-    assert max(row["shared"] for row in rows) <= 48 * 1024
+    # 48 KiB of shared memory is what every CUDA launch may take without asking, and what Triton asks for; 99 KiB is
+    # there from sm_86 on, 163 KiB on sm_80. gfx942 has 64 KiB in all.
+    asks = op == "w4a16_gemm" and target != "gfx942"
+    assert max(row["shared"] for row in rows) <= (96 if asks else 48) * 1024
 
 
-@pytest.mark.parametrize("op", ["joint_sweep", "descend"])
+@pytest.mark.parametrize("op", ["joint_sweep", "descend", "w4a16_gemv", "w4a16_gemm", "bitmask_w4_gemv"])
 def test_no_op_has_more_than_eight_configurations(op: str) -> None:
     rows = answer("tests.kernels.aot", op, interpret=False)
     assert len({row["label"].split()[0] for row in rows}) <= 8

@@ -137,11 +137,13 @@ def read_config(raw: Mapping[str, Any]) -> BitmaskQuantization:
 def _record(stated: Any, where: str) -> Bitmask:
     if not isinstance(stated, Mapping):
         raise FormatError(f"{where} has no `group_size` and `nnz`", hint=_HINT)
-    found = {key: stated.get(key) for key in ("group_size", "nnz")}
-    for key, value in found.items():
+    found: dict[str, int] = {}
+    for key in ("group_size", "nnz"):
+        value = stated.get(key)
         if type(value) is not int or not 0 < value <= _MOST:
             raise FormatError(f"{where} has the `{key}` `{printable(str(value))}`, which is no size", hint=_HINT)
-    record = Bitmask(int(found["group_size"]), int(found["nnz"]))
+        found[key] = value
+    record = Bitmask(**found)
     fault = record.fault()
     if fault is not None:
         raise FormatError(f"{where}: {fault}", hint=_HINT)

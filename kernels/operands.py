@@ -10,7 +10,7 @@ FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def check_inputs(x: torch.Tensor, rows: int, bias: torch.Tensor | None, name: str = "x") -> None:
-    """Raise ValueError unless `x`, called `name`, is a floating-point matrix and `bias`, where there is one, is (rows,)."""
+    """Raise ValueError unless `x`, called `name`, is a floating-point matrix and `bias`, if there is one, (rows,)."""
     if x.dim() != 2 or x.dtype not in FLOATING:
         raise ValueError(f"{name} must be a floating-point matrix, not {x.dtype} {tuple(x.shape)}")
     if bias is not None and (bias.shape != (rows,) or bias.dtype not in FLOATING):

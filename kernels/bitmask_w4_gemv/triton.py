@@ -17,7 +17,7 @@ from rewright.kernels.launch import cdiv, device_guard, interpreter, next_power_
 from rewright.kernels.w4a16_gemv.triton import LANES, MAGIC, PROGRAMS, Config, join, pick, split
 
 # By the rows of x, padded to a power of two: rows of W in a tile, warps.
-# `tile_of` has half the rows for float32.
+# `tile_of` has one for float32.
 CONFIGS = {1: Config(4, 4), 2: Config(4, 4), 4: Config(2, 4), 8: Config(2, 4)}
 # A group of more words of mask than a tile of this many has no kernel.
 MOST_WORDS = 1024
@@ -171,7 +171,7 @@ def bitmask_w4_gemv(
 def tile_of(tokens: int, full: bool) -> Config:
     """The tile for so many rows of x, a power of two, in float32 or less."""
     tile = CONFIGS[tokens]
-    return tile._replace(rows=tile.rows // 2) if full else tile
+    return tile._replace(rows=1) if full else tile
 
 
 def blocks(width: int, tile: Config) -> tuple[int, int]:

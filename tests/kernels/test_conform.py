@@ -10,8 +10,10 @@ from rewright.kernels.descend import descend
 from rewright.kernels.joint_sweep import joint_sweep
 from tests.kernels.case import Case
 from tests.kernels.cases import all_cases
-from tests.kernels.conform import judge, replay, wanted
+from tests.kernels.conform import call, judge, replay, wanted
 from tests.kernels.judges import JUDGES
+from tests.kernels.packed_cases import OPS as PACKED_OPS
+from tests.kernels.packed_cases import PACKED_JUDGES
 from tests.kernels.worker import answer
 
 
@@ -39,7 +41,7 @@ def test_every_op_has_cases_in_every_dtype_it_takes() -> None:
     seen = {(case.op, case.dtype) for case in wanted("triton", "cpu")}
     floating = (torch.float64, torch.float32, torch.float16)
     ops = ("hessian_update", "joint_sweep", "cross_update", "descend", "clip_search", "admm_step")
-    assert {(op, d) for op in (*ops, "keep_largest", "keep_of") for d in floating} <= seen
+    assert {(op, d) for op in (*ops, *PACKED_OPS, "keep_largest", "keep_of") for d in floating} <= seen
     packing = ("pack", "unpack", "pack_bitmask", "unpack_bitmask")
     assert {("rng", torch.int32), *((op, torch.int8) for op in packing)} <= seen
 
@@ -81,3 +83,9 @@ def test_the_judges_see_a_wrong_step_a_worse_grid_and_a_tie_broken_the_other_way
     stays = torch.arange(37 * 61).view(37, 61) >= 1100
     assert JUDGES["keep_largest"](case, (stays,), ()).ok
     assert not JUDGES["keep_largest"](case, (stays.flip(0, 1),), ()).ok
+
+    for op in PACKED_OPS:
+        case = next(case for case in all_cases() if case.op == op and "float32-8x7x" in case.id)
+        (found,) = call(op, case.make(), "reference")
+        assert PACKED_JUDGES[op](case, (found,), (found,)).ok
+        assert not PACKED_JUDGES[op](case, (found * (1 + 1e-5),), (found,)).ok

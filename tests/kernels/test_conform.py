@@ -86,6 +86,6 @@ def test_the_judges_see_a_wrong_step_a_worse_grid_and_a_tie_broken_the_other_way
 
     for op in PACKED_OPS:
         case = next(case for case in all_cases() if case.op == op and "float32-8x7x" in case.id)
-        (found,) = call(op, case.make(), "reference")
-        assert PACKED_JUDGES[op](case, (found,), (found,)).ok
-        assert not PACKED_JUDGES[op](case, (found * (1 + 1e-5),), (found,)).ok
+        (product,) = call(op, case.make(), "reference")
+        assert PACKED_JUDGES[op](case, (product,), (product,)).ok
+        assert not PACKED_JUDGES[op](case, (product * (1 + 1e-5),), (product,)).ok

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +146,9 @@ def bench(
     }
 
 
-def greedy(model: Any, prompt: list[int], new_tokens: int) -> tuple[float, float, int]:
+def greedy(
+    model: Any, prompt: list[int], new_tokens: int, seconds: Callable[[], float] = time.perf_counter
+) -> tuple[float, float, int]:
     """Seconds in which any transformers model reads a prompt and writes so many tokens after it; bytes of its cache."""
     import torch
 
@@ -155,7 +157,7 @@ def greedy(model: Any, prompt: list[int], new_tokens: int) -> tuple[float, float
     def clock() -> float:
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
-        return time.perf_counter()
+        return seconds()
 
     rows = torch.tensor([prompt], device=model.device)
     with torch.inference_mode():

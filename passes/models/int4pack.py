@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -20,7 +20,7 @@ UNIT = 64
 MOST_ROWS = 48
 GROUPS = (256, 128, 64, 32)
 # Codes that are unfolded at once: while decoding, for speed, and while packing, for the memory.
-BLOCK, PACKED = 1 << 19, 1 << 16
+BLOCK, PACKED = 1 << 20, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Run:
 
     count: int
     height: int
-    order: Literal["halves", "pairs"] | torch.Tensor
+    order: str | torch.Tensor
 
 
 def group_for(rows: int, columns: int, group: int) -> int | None:
@@ -57,33 +57,29 @@ def pack(codes: Callable[[int, int], torch.Tensor], packed: torch.Tensor) -> tor
     return packed
 
 
-def unpack(packed: torch.Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> torch.Tensor:
-    """Codes of output rows and columns [start, stop), int8 (columns, rows) in -8..7, from a UNIT on."""
-    found, at = [], rows[0]
+def unpack(packed: torch.Tensor, rows: tuple[int, int], columns: tuple[int, int], out: torch.Tensor) -> torch.Tensor:
+    """Codes of output rows and columns [start, stop), from a UNIT on: into `out`, int8 (columns, rows), in -8..7."""
+    at = rows[0]
     for run in _runs(rows[1] - rows[0]):
         height = run.count * run.height
         # half a byte a code
         block = packed[at : at + height].view(run.count, -1, run.height // 2)[:, slice(*columns)].transpose(0, 1)
-        found.append(_nibbles(block, run.order).reshape(-1, height))
+        part = out[:, at - rows[0] : at - rows[0] + height].view(-1, run.count, run.height)
+        if run.order == "pairs":
+            pairs = part.view(torch.int16)
+            pairs.copy_(block)
+            pairs |= pairs << 4
+        else:
+            # sixteen nibbles at a time; what is above each is cut off below
+            words = block.view(torch.int64)
+            low, high = part.view(torch.int64).chunk(2, dim=2)
+            low.copy_(words)
+            torch.bitwise_right_shift(words, 4, out=high)
+            if isinstance(run.order, torch.Tensor):
+                part.copy_(part[..., run.order])
         at += height
-    return (found[0] if len(found) == 1 else torch.cat(found, dim=1)).sub_(8)
-
-
-def _nibbles(block: torch.Tensor, order: Literal["halves", "pairs"] | torch.Tensor) -> torch.Tensor:
-    """Nibbles of uint8 (columns, count, height / 2) in the order of their rows, int8 (columns, count, height)."""
-    if isinstance(order, str) and order == "pairs":
-        pairs = block.to(torch.int16)
-        pairs |= pairs << 4
-        pairs &= 0x0F0F
-        return pairs.contiguous().view(torch.int8)
-    # sixteen nibbles at a time
-    words = block.view(torch.int64)
-    halves = torch.empty(*words.shape[:2], 2, words.shape[2], dtype=torch.int64)
-    halves[:, :, 0] = words
-    torch.bitwise_right_shift(words, 4, out=halves[:, :, 1])
-    halves &= 0x0F0F0F0F0F0F0F0F
-    codes = halves.view(torch.int8).flatten(2)
-    return codes if isinstance(order, str) else codes[..., order]
+    out.view(torch.int64).bitwise_and_(0x0F0F0F0F0F0F0F0F)
+    return out.sub_(8)
 
 
 def multiply(rows: torch.Tensor, packed: torch.Tensor, group: int, scales_and_zeros: torch.Tensor) -> torch.Tensor:
@@ -127,9 +123,7 @@ def _blocks(rows: int) -> tuple[Run, ...] | None:
     return None
 
 
-def _block(
-    digits: list[torch.Tensor], at: int, size: int, columns: int
-) -> Literal["halves", "pairs"] | torch.Tensor | None:
+def _block(digits: list[torch.Tensor], at: int, size: int, columns: int) -> str | torch.Tensor | None:
     """The order of rows [at, at + size), if they are a block; `digits` are packed digits of rows and of columns."""
     planes = []
     for digit in digits:
@@ -163,6 +157,7 @@ def _usable(rest: int) -> bool:
         packed = pack(lambda start, stop: codes[start:stop], torch.empty(rows, columns // 2, dtype=torch.uint8))
         product = multiply(given, packed, group, scales)
         wanted = (given.float() @ codes.float().t()).to(torch.bfloat16)
-        return torch.equal(unpack(packed, (0, rows), (0, columns)), codes.t()) and torch.equal(product, wanted)
+        found = unpack(packed, (0, rows), (0, columns), torch.empty(columns, rows, dtype=torch.int8))
+        return torch.equal(found, codes.t()) and torch.equal(product, wanted)
     except (RuntimeError, NotImplementedError):
         return False

@@ -210,9 +210,10 @@ class Int4(Form):
                     (slice(first, last), None, slice(start, stop)),
                 )
                 span = first * self.group, last * self.group
-                codes = int4pack.unpack(self.packed, (start, stop), span).view(grouped)
+                codes = take(scratch, "codes", (span[1] - span[0], stop - start), torch.int8, self.packed.device)
+                int4pack.unpack(self.packed, (start, stop), span, codes)
                 part = weight[slice(*span), start:stop].view(grouped)
-                _spread(codes, scale[place], None if zero is None else zero[place], part, scratch)
+                _spread(codes.view(grouped), scale[place], None if zero is None else zero[place], part, scratch)
         return weight.t()
 
     def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None, *, learns: bool) -> torch.Tensor | None:
@@ -263,6 +264,6 @@ def _spread(
     exact.copy_(codes)
     if zero is not None:
         exact -= zero
-    exact *= scale.to(wide)
+    exact *= scale
     if exact is not out:
         out.copy_(exact)

@@ -151,9 +151,11 @@ def test_the_layout_is_learned(capability: str) -> None:
         "    assert int4pack.group_for(rows, 96, 32) == 32\n"
         "    codes = torch.randint(-8, 8, (rows, 96), dtype=torch.int8)\n"
         "    packed = int4pack.pack(lambda a, b: codes[a:b], torch.empty(rows, 48, dtype=torch.uint8))\n"
-        "    assert torch.equal(int4pack.unpack(packed, (0, rows), (0, 96)), codes.t())\n"
+        "    out = torch.empty(96, rows, dtype=torch.int8)\n"
+        "    assert torch.equal(int4pack.unpack(packed, (0, rows), (0, 96), out), codes.t())\n"
         "    start = rows // 128 * 64\n"
-        "    assert torch.equal(int4pack.unpack(packed, (start, rows), (32, 64)), codes[start:, 32:64].t())\n"
+        "    out = torch.empty(32, rows - start, dtype=torch.int8)\n"
+        "    assert torch.equal(int4pack.unpack(packed, (start, rows), (32, 64), out), codes[start:, 32:64].t())\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "ATEN_CPU_CAPABILITY": capability})
 

@@ -20,7 +20,7 @@ UNIT = 64
 MOST_ROWS = 48
 GROUPS = (256, 128, 64, 32)
 # Codes that are unfolded at once: while decoding, for speed, and while packing, for the memory.
-BLOCK, PACKED = 1 << 20, 1 << 16
+BLOCK, PACKED = 1 << 19, 1 << 16
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ def page(results: dict[str, Any]) -> str:
         "",
         f"Speed, tokens a second: reading a prompt of {results['prompt_tokens']} tokens, writing"
         f" {results['new_tokens']} after it one at a time,",
-        "scoring windows of 256. All ways in one process and in turn, one greedy loop, one thread, seconds that it had a",
-        f"processor for, medians of {results['rounds']} rounds; ratios are medians of each round's. Memory: what a process",
-        "that has made its imports, run a small model and opened the tokenizer takes at most beyond that, to generate",
-        "and to score, keys, values and activations included. Models are rounded to the nearest code, which costs",
-        "quality and no speed; the perplexity is there to tell ways apart.",
+        "scoring windows of 256. All ways in one process and in turn, one greedy loop, one thread, seconds that it had",
+        f"a processor for, medians of {results['rounds']} rounds; ratios are medians of each round's. Memory: what a",
+        "process that has made its imports, run a small model and opened the tokenizer takes at most beyond that, to",
+        "generate and to score, keys, values and activations included. Models are rounded to the nearest code, which",
+        "costs quality and no speed; the perplexity is there to tell ways apart.",
         "",
     ]
     for name, found in results["models"].items():

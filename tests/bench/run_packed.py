@@ -208,9 +208,9 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, help="folder that takes run_packed.json and run_packed.md")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--prompt-tokens", type=int, default=256)
+    parser.add_argument("--prompt-tokens", type=int, default=300)
     parser.add_argument("--new-tokens", type=int, default=16)
-    parser.add_argument("--windows", type=int, default=1)
+    parser.add_argument("--windows", type=int, default=2)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--use", help=argparse.SUPPRESS)
     given = parser.parse_args(words)
@@ -220,7 +220,7 @@ def main(words: Sequence[str]) -> int:
         print(json.dumps(memory(next(way for way in WAYS if way.name == given.worker), path, small, given)))
         return 0
     results = {
-        "command": f"python -m tests.bench.run_packed {' '.join(path.name for path in given.models)}",
+        "command": f"python -m tests.bench.run_packed {' '.join(path.name for path in given.models)} --out docs/results",
         "machine": machine("cpu"),
         "prompt_tokens": given.prompt_tokens,
         "new_tokens": given.new_tokens,

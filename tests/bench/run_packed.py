@@ -220,7 +220,8 @@ def main(words: Sequence[str]) -> int:
         print(json.dumps(memory(next(way for way in WAYS if way.name == given.worker), path, small, given)))
         return 0
     results = {
-        "command": f"python -m tests.bench.run_packed {' '.join(path.name for path in given.models)} --out docs/results",
+        "command": " ".join(["python -m tests.bench.run_packed", *(path.name for path in given.models)])
+        + (f" --out {given.out}" if given.out else ""),
         "machine": machine("cpu"),
         "prompt_tokens": given.prompt_tokens,
         "new_tokens": given.new_tokens,

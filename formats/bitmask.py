@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from rewright.formats.errors import FormatError
 from rewright.formats.layout import TensorSpec
@@ -39,6 +39,8 @@ class Bitmask:
 
     group_size: int
     nnz: int
+    bits: ClassVar[int] = BITS
+    symmetric: ClassVar[bool] = True
 
     def fault(self) -> str | None:
         """What keeps this from being a record, or None."""
@@ -55,7 +57,7 @@ class BitmaskQuantization:
 
     default: Bitmask
     modules: Mapping[str, Bitmask]
-    ignore: frozenset[str]
+    ignore: tuple[str, ...]
 
     def of(self, module: str) -> Bitmask | None:
         """The record of a linear module of that full name, None when it is dense."""
@@ -131,7 +133,7 @@ def read_config(raw: Mapping[str, Any]) -> BitmaskQuantization:
     if not isinstance(modules, dict):
         raise FormatError(f"`modules` of `{METHOD}` is no object", hint=_HINT)
     named = {name: _record(stated, f"module `{printable(name)}` of `{METHOD}`") for name, stated in modules.items()}
-    return BitmaskQuantization(_record(raw, f"`{METHOD}`"), named, frozenset(ignore))
+    return BitmaskQuantization(_record(raw, f"`{METHOD}`"), named, tuple(ignore))
 
 
 def _record(stated: Any, where: str) -> Bitmask:

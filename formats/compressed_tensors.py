@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from rewright.formats.errors import FormatError
 from rewright.formats.layout import TensorSpec
@@ -32,6 +32,8 @@ class Scheme:
     bits: int
     group_size: int | None
     symmetric: bool = True
+    # of a group every weight has a code
+    nnz: ClassVar[None] = None
 
     def groups(self, columns: int) -> int:
         """Scales a row. Raises FormatError when the group size does not divide the columns."""

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rewright.formats import bitmask, compressed_tensors
+from rewright.formats.bitmask import BITS as BITMASK_BITS
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.dtypes import BITS
+from rewright.formats.layout import TensorSpec
+from rewright.formats.packing import MARKS, parse
+from rewright.passes.errors import InputError
 from rewright.passes.kinds import LAYER_KINDS, kind_of
 
 # What stands in a file for the weight of one packed module, and the part that it is of what a model takes.
@@ -24,7 +27,7 @@ _PARTS = {
     "weight_zero_point": "scales",
     "weight_shape": "scales",
 }
-_MARKS = ("weight_packed", "weight_mask")
+_MARKS = tuple(MARKS.values())
 PARTS = ("codes", "masks", "scales", "dense", "embedding", "head", "rest")
 _FUSED = re.compile(r"experts\.\w+_proj$")
 _PIECE = 1 << 24
@@ -119,6 +122,15 @@ def packed_shape(source: Checkpoint, module: str) -> tuple[int, ...] | None:
     return tuple(int.from_bytes(data[i : i + width], "little", signed=True) for i in range(0, len(data), width))
 
 
+def check_spec(spec: TensorSpec, dtype: str, shape: Sequence[int], matrix: Sequence[int]) -> None:
+    """Raise InputError for a stored tensor that is not what a matrix (rows, columns) has there."""
+    if dtype != spec.dtype or tuple(shape) != spec.shape:
+        raise InputError(
+            f"tensor `{spec.name}` is {dtype} {list(shape)},"
+            f" and a matrix of {matrix[0]} rows and {matrix[1]} columns has {spec.dtype} {list(spec.shape)} there"
+        )
+
+
 def to_count(source: Checkpoint) -> int:
     """The bytes that counting zeros would read, or little more."""
     return sum(stored for _, _, stored in _matrices(source))
@@ -132,16 +144,16 @@ def _zeros(source: Checkpoint, name: str, weights: int) -> int | None:
     if f"{module}.weight_packed" not in source.entries:
         bits = BITS[source.entries[name].dtype]
         return None if bits < 8 else weights - _numbers_in(source, name, bits)
-    packing = compressed_tensors.parse(source.config or {})
-    scheme = packing.scheme_of(module) if packing is not None else None
-    if scheme is None:
+    packing = parse(source.config or {})
+    record = packing.of(module) if packing is not None else None
+    if record is None:
         return None
     columns = (packed_shape(source, module) or (0, 0))[-1]
-    if scheme.bits == bitmask.BITS and scheme.symmetric and columns % 8 == 0:
+    if record.bits == BITMASK_BITS and record.symmetric and columns % 8 == 0:
         return weights - _codes_in(source, f"{module}.weight_packed")
     from rewright.passes.packed_tensors import read_packed
 
-    held = read_packed(source, module, scheme)
+    held = read_packed(source, module, record)
     codes, zero = held.codes().view(held.shape[0], -1, held.group_size), held.zero()
     return int((codes == (0 if zero is None else zero[:, :, None])).sum())
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 
-from rewright.formats.bitmask import BITS, Bitmask, bitmask_specs
-from rewright.formats.compressed_tensors import Scheme, is_expert, packed_specs
+from rewright.formats.bitmask import Bitmask
+from rewright.formats.compressed_tensors import Scheme, is_expert
 from rewright.formats.dtypes import from_torch
-from rewright.formats.layout import TensorSpec
+from rewright.formats.packing import Record, specs
 from rewright.kernels.bitmask import counts, unpack_bitmask
 from rewright.kernels.pack import WIDTHS, unpack
 from rewright.passes.errors import InputError
+from rewright.passes.matrices import check_spec
 
 Kind = Literal["pack-quantized", "bitmask-w4"]
 
@@ -67,46 +68,45 @@ class PackedWeight:
     def zero(self) -> torch.Tensor | None:
         """Zero points, int8 (rows, groups), or None."""
         packed = self.tensors.get("weight_zero_point")
-        return None if packed is None else unpack(packed.t().contiguous(), self.bits, self.shape[0]).t().contiguous()
+        return None if packed is None else unpack_zero(packed, self.bits, self.shape[0])
 
     def decode(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight in `dtype`. Plain transformers decodes experts in the dtype of their scales, and so does this."""
-        own = self.scale.dtype if is_expert(self.module) else dtype
-        return decode(self.codes(), self.scale, self.zero(), own).to(dtype)
+        """The weight (rows, columns) in `dtype`."""
+        return decode_module(self.module, self.codes(), self.scale, self.zero(), dtype)
 
 
-def read_packed(held: Reads, module: str, form: Scheme | Bitmask) -> PackedWeight:
+def decode_module(
+    module: str, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """`decode`, but plain transformers decodes experts in the dtype of their scales, and so does this."""
+    return decode(codes, scale, zero, scale.dtype if is_expert(module) else dtype).to(dtype)
+
+
+def unpack_zero(packed: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
+    """Zero points, int8 (rows, groups), from a stored `weight_zero_point`, which is packed along the rows."""
+    return unpack(packed.t().contiguous(), bits, rows).t().contiguous()
+
+
+def read_packed(held: Reads, module: str, record: Record) -> PackedWeight:
     """The stored tensors of a module in either form. Raises InputError or FormatError for what they cannot be."""
-    if isinstance(form, Scheme) and form.bits not in WIDTHS:
-        raise InputError(f"`{module}` has codes of {form.bits} bits, and those of 2, 3, 4 and 8 are read")
+    if isinstance(record, Scheme) and record.bits not in WIDTHS:
+        raise InputError(f"`{module}` has codes of {record.bits} bits, and those of 2, 3, 4 and 8 are read")
     shape = stored_shape(held.read(f"{module}.weight_shape"), module)
     scale = held.read(f"{module}.weight_scale")
     code = from_torch(scale.dtype)
-    if isinstance(form, Bitmask):
-        specs = bitmask_specs(module, shape, form, code)
-    else:
-        specs = packed_specs(module, shape, form, code)
     tensors = {"weight_scale": scale}
-    for spec in specs:
+    for spec in specs(module, shape, record, code):
         leaf = spec.name.removeprefix(f"{module}.")
         if leaf == "weight_shape":
             continue
         found = tensors.get(leaf)
         found = tensors[leaf] = held.read(spec.name) if found is None else found
         check_spec(spec, from_torch(found.dtype), found.shape, shape)
-    if not isinstance(form, Bitmask):
-        return PackedWeight(module, "pack-quantized", form.bits, form.group_size or shape[1], shape, tensors)
-    check_mask(tensors["weight_mask"], form.nnz, module)
-    return PackedWeight(module, "bitmask-w4", BITS, form.group_size, shape, tensors)
-
-
-def check_spec(spec: TensorSpec, dtype: str, shape: Sequence[int], matrix: Sequence[int]) -> None:
-    """Raise InputError for a stored tensor that is not what a matrix (rows, columns) has there."""
-    if dtype != spec.dtype or tuple(shape) != spec.shape:
-        raise InputError(
-            f"tensor `{spec.name}` is {dtype} {list(shape)},"
-            f" and a matrix of {matrix[0]} rows and {matrix[1]} columns has {spec.dtype} {list(spec.shape)} there"
-        )
+    kind: Kind = "pack-quantized"
+    if isinstance(record, Bitmask):
+        kind = "bitmask-w4"
+        check_mask(tensors["weight_mask"], record.nnz, module)
+    return PackedWeight(module, kind, record.bits, record.group_size or shape[1], shape, tensors)
 
 
 def stored_shape(said: torch.Tensor, module: str) -> tuple[int, int]:
@@ -117,13 +117,13 @@ def stored_shape(said: torch.Tensor, module: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def check_mask(mask: torch.Tensor, nnz: int, module: str) -> None:
-    """Raise InputError naming the first group of a mask that keeps another number than `nnz`."""
+def check_mask(mask: torch.Tensor, nnz: int, module: str, first: int = 0) -> None:
+    """Raise InputError naming the first group of a mask, of rows from `first` on, that keeps another number."""
     kept = counts(mask)
     wrong = (kept != nnz).nonzero()
     if len(wrong):
         row, group = wrong[0].tolist()
         raise InputError(
-            f"tensor `{module}.weight_mask` keeps {int(kept[row, group])} weights in group {group} of row {row},"
-            f" and every group has {nnz}"
+            f"tensor `{module}.weight_mask` keeps {int(kept[row, group])} weights in group {group}"
+            f" of row {first + row}, and every group has {nnz}"
         )

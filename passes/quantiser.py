@@ -23,7 +23,8 @@ from rewright.formats.dtypes import to_torch
 from rewright.formats.header import TensorInfo, read_header
 from rewright.kernels.bitmask import unpack_bitmask
 from rewright.passes.errors import InputError
-from rewright.passes.packed_tensors import check_mask, check_spec, decode
+from rewright.passes.matrices import check_spec
+from rewright.passes.packed_tensors import check_mask, decode
 
 _CODES = ("weight_mask", "weight", "weight_scale")
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rewright.formats import bitmask, compressed_tensors
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError
+from rewright.formats.packing import parse
 from rewright.formats.provenance import STAMP, read_stamp
 from rewright.formats.strict import read_json
 from rewright.passes.kinds import KINDS, LAYER_KINDS, kind_of
@@ -173,16 +173,12 @@ def _quantization(source: Checkpoint, warnings: list[str]) -> dict[str, Any] | N
 
 def _schemes(source: Checkpoint) -> Iterator[tuple[int, int | None, bool, int | None]]:
     """Of each packed matrix: bits, group size, symmetry, and the weights that a group keeps where that is fixed."""
-    masks = bitmask.parse(source.config or {})
-    packing = compressed_tensors.parse(source.config or {}) if masks is None else None
-    for name in source.entries:
+    packing = parse(source.config or {})
+    for name in source.entries if packing is not None else ():
         module, _, leaf = name.rpartition(".")
-        record = masks.of(module) if masks is not None and leaf == "weight_mask" else None
-        scheme = packing.scheme_of(module) if packing is not None and leaf == "weight_packed" else None
+        record = packing.of(module) if packing is not None and leaf == packing.mark else None
         if record is not None:
-            yield bitmask.BITS, record.group_size, True, record.nnz
-        elif scheme is not None:
-            yield scheme.bits, scheme.group_size, scheme.symmetric, None
+            yield record.bits, record.group_size, record.symmetric, record.nnz
 
 
 def unknown(source: Checkpoint) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from rewright.formats import bitmask, compressed_tensors
+from rewright.formats import packing
 from rewright.formats.checkpoint import Checkpoint
-from rewright.formats.compressed_tensors import Scheme, is_expert
+from rewright.formats.compressed_tensors import is_expert
 from rewright.formats.dtypes import to_torch
 from rewright.formats.foreign import refuse_scaled
 from rewright.passes.errors import InputError
@@ -30,9 +30,8 @@ class Weights:
     def __init__(self, source: Checkpoint) -> None:
         self.source = source
         self.family = FAMILIES.get(str((source.config or {}).get("model_type")))
-        self.masking = bitmask.parse(source.config or {})
-        self.packing = None if self.masking else compressed_tensors.parse(source.config or {})
-        if self.packing is None and self.masking is None:
+        self.packing = packing.parse(source.config or {})
+        if self.packing is None:
             refuse_scaled(source.entries)
         self._others: dict[str, list[str]] = {}
         if self.family is not None:
@@ -74,13 +73,13 @@ class Weights:
     def packed(self, name: str) -> PackedWeight:
         """The stored tensors of a packed matrix, undecoded, by a running model's name. Raises InputError."""
         module = self.find(name).removesuffix(".weight")
-        return read_packed(self.source, module, self._form(module))
+        return read_packed(self.source, module, self._record(module))
 
     def packed_bytes(self, name: str) -> int:
         """Bytes of an arena that holds a packed matrix as the file does."""
         module = self.find(name).removesuffix(".weight")
-        leaves = (*compressed_tensors.SUFFIXES, *bitmask.SUFFIXES)
-        held = [self.source.entries.get(f"{module}.{leaf}") for leaf in dict.fromkeys(leaves)]
+        leaves = dict.fromkeys(leaf for suffixes in packing.SUFFIXES.values() for leaf in suffixes)
+        held = [self.source.entries.get(f"{module}.{leaf}") for leaf in leaves]
         return sum(entry.nbytes + Arena.ALIGN for entry in held if entry is not None)
 
     def matrix(self, name: str) -> Stored:
@@ -186,14 +185,11 @@ class Weights:
 
     def _decoded(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         module = name.removesuffix(".weight")
-        return read_packed(self.source, module, self._form(module)).decode(dtype)
+        return read_packed(self.source, module, self._record(module)).decode(dtype)
 
-    def _form(self, module: str) -> Scheme | bitmask.Bitmask:
-        form: Scheme | bitmask.Bitmask | None = None
-        if self.masking is not None and module + ".weight_mask" in self.source.entries:
-            form = self.masking.of(module)
-        elif self.packing is not None and module + ".weight_packed" in self.source.entries:
-            form = self.packing.scheme_of(module)
-        if form is None:
+    def _record(self, module: str) -> packing.Record:
+        known = self.packing is not None and f"{module}.{self.packing.mark}" in self.source.entries
+        record = self.packing.of(module) if self.packing is not None and known else None
+        if record is None:
             raise InputError(f"`{module}` is packed, and `config.json` says nothing of how")
-        return form
+        return record

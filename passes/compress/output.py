@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rewright.formats.bitmask import Bitmask
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.compressed_tensors import Scheme
 from rewright.formats.draft import Draft
 from rewright.formats.dtypes import nbytes, to_torch
+from rewright.formats.packing import Record
 from rewright.kernels.bitmask import fits, pack_bitmask
 from rewright.kernels.pack import pack
 from rewright.passes.compress.fit import Fitted
@@ -134,7 +134,7 @@ def _clip(fitted: Fitted) -> float | None:
     return float(shares[there].mean()) if bool(there.any()) else None
 
 
-def _write_packed(draft: Draft, matrix: Matrix, result: Solved, scheme: Scheme | Bitmask) -> int:
+def _write_packed(draft: Draft, matrix: Matrix, result: Solved, scheme: Record) -> int:
     """The tensors of one packed matrix; returns their bytes."""
     assert result.codes is not None
     assert result.scale is not None
@@ -150,7 +150,7 @@ def _write_packed(draft: Draft, matrix: Matrix, result: Solved, scheme: Scheme |
     return sum(tensor.numel() * tensor.element_size() for tensor in parts.values())
 
 
-def _packed_codes(codes: torch.Tensor, scheme: Scheme | Bitmask, name: str) -> dict[str, torch.Tensor]:
+def _packed_codes(codes: torch.Tensor, scheme: Record, name: str) -> dict[str, torch.Tensor]:
     if isinstance(scheme, Scheme):
         return {"weight_packed": pack(codes, scheme.bits)}
     if not fits(codes, scheme.group_size, scheme.nnz):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rewright.formats import bitmask, compressed_tensors
-from rewright.formats.bitmask import Bitmask, bitmask_specs
-from rewright.formats.compressed_tensors import Scheme, packed_specs
+from rewright.formats import bitmask, packing
+from rewright.formats.compressed_tensors import Scheme
 from rewright.formats.draft import TensorSpec
 from rewright.formats.dtypes import nbytes
+from rewright.formats.packing import Record
 from rewright.passes.compress import cost, readers, records
 from rewright.passes.compress.shapes import Counting
 from rewright.passes.errors import InputError, UsageError
@@ -118,7 +118,7 @@ def fit_group(columns: int, wanted: int | None) -> int | None:
     return min(near, key=lambda d: (abs(math.log(d / wanted)), d), default=None)
 
 
-def scheme_of(matrix: Matrix, options: CompressOptions) -> Scheme | Bitmask | None:
+def scheme_of(matrix: Matrix, options: CompressOptions) -> Record | None:
     """How a matrix's codes are packed; None where its weights are written out."""
     if not (options.packs and matrix.quantised):
         return None
@@ -127,19 +127,10 @@ def scheme_of(matrix: Matrix, options: CompressOptions) -> Scheme | Bitmask | No
     return Scheme(bits=matrix.bits, group_size=matrix.group, symmetric=options.symmetric)
 
 
-def schemes(plan: Plan, options: CompressOptions) -> dict[str, Scheme | Bitmask]:
+def schemes(plan: Plan, options: CompressOptions) -> dict[str, Record]:
     """The modules that are packed, and how."""
     found = {matrix.module: scheme_of(matrix, options) for matrix in plan.matrices}
     return {module: scheme for module, scheme in found.items() if scheme is not None}
-
-
-def quantization_config(packed: Mapping[str, Scheme | Bitmask], ignore: Iterable[str]) -> dict[str, Any]:
-    """The value of config.json's `quantization_config` for modules that are packed in one form."""
-    plain = {module: scheme for module, scheme in packed.items() if isinstance(scheme, Scheme)}
-    if plain:
-        return compressed_tensors.quantization_config(plain, ignore)
-    masked = {module: record for module, record in packed.items() if isinstance(record, Bitmask)}
-    return bitmask.quantization_config(masked, ignore)
 
 
 def draw_up(options: CompressOptions, layout: Layout) -> Plan:
@@ -285,10 +276,8 @@ def specs(plan: Plan, options: CompressOptions, layout: Layout) -> tuple[TensorS
     for name, (dtype, shape) in layout.tensors.items():
         written = plan.names[name]
         scheme = scheme_of(planned[name], options) if name in planned else None
-        if isinstance(scheme, Bitmask):
-            found += bitmask_specs(planned[name].module, shape, scheme, plan.scales)
-        elif scheme is not None:
-            found += packed_specs(planned[name].module, shape, scheme, plan.scales)
+        if scheme is not None:
+            found += packing.specs(planned[name].module, shape, scheme, plan.scales)
         elif written is not None:
             found.append(TensorSpec(written, dtype, shape))
     return tuple(found)
@@ -348,7 +337,7 @@ def estimate(options: CompressOptions, layout: Layout) -> Estimate:
     config = dict(layout.config)
     packed = schemes(dealt, options)
     if packed:
-        config["quantization_config"] = quantization_config(packed, [])
+        config["quantization_config"] = packing.quantization_config(packed, [])
     return Estimate(
         layout=Layout(tensors, config),
         output_bytes=output,

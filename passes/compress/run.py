@@ -14,6 +14,7 @@ from rewright.formats.bitmask import FORM, METHOD
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft
 from rewright.formats.foreign import refuse_scaled
+from rewright.formats.packing import quantization_config
 from rewright.passes import calibration
 from rewright.passes.compress import budget, output, polish, readers, report
 from rewright.passes.compress.fit import round_off
@@ -22,7 +23,6 @@ from rewright.passes.compress.layers import solve_layer
 from rewright.passes.compress.plan import (
     draw_up,
     held_out_samples,
-    quantization_config,
     schemes,
     sequence_length,
     specs,

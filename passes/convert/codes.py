@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 import torch
 
 from rewright.formats.checkpoint import Checkpoint
-from rewright.formats.compressed_tensors import is_expert
 from rewright.formats.dtypes import to_torch
-from rewright.kernels.bitmask import counts, pack_bitmask, unpack_bitmask
+from rewright.kernels.bitmask import pack_bitmask, unpack_bitmask
 from rewright.kernels.pack import pack, unpack
 from rewright.passes.convert.output import BLOCK
 from rewright.passes.convert.plan import Module, Plan
 from rewright.passes.errors import InputError
 from rewright.passes.finite import all_finite
-from rewright.passes.packed_tensors import decode
+from rewright.passes.packed_tensors import check_mask, decode_module, unpack_zero
 
 # What a block of codes becomes, by the name of the tensor it goes to.
 Turn = Callable[[torch.Tensor, int, int], dict[str, torch.Tensor]]
@@ -31,8 +30,7 @@ class Reader:
             raise InputError(f"tensor `{module.tensor('weight_scale')}` holds values that are not finite")
         self.zero: torch.Tensor | None = None
         if not module.symmetric:
-            packed = source.read(module.tensor("weight_zero_point"))
-            self.zero = unpack(packed.t().contiguous(), module.bits, module.rows).t()
+            self.zero = unpack_zero(source.read(module.tensor("weight_zero_point")), module.bits, module.rows)
 
     def blocks(self) -> Iterator[tuple[int, int, torch.Tensor]]:
         """Rows [start, stop) and their codes, int8 (rows, columns); from first to last."""
@@ -47,10 +45,7 @@ class Reader:
             packed = self.source.read_rows(module.tensor("weight_packed"), start, stop)
             return unpack(packed, module.bits, module.columns)
         mask = self.source.read_rows(module.tensor("weight_mask"), start, stop)
-        if bool((counts(mask) != module.nnz).any()):
-            raise InputError(
-                f"tensor `{module.tensor('weight_mask')}` does not keep {module.nnz} weights of every {module.group}"
-            )
+        check_mask(mask, module.nnz, module.name, start)
         return unpack_bitmask(mask, self.source.read_rows(module.tensor("weight"), start, stop))
 
     def zeros(self, codes: torch.Tensor, start: int, stop: int) -> int:
@@ -61,10 +56,9 @@ class Reader:
         return int((grouped == self.zero[start:stop, :, None]).sum())
 
     def decode(self, codes: torch.Tensor, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        """A block's weights in `dtype`, as plain transformers decodes them: experts in the dtype of their scales."""
+        """A block's weights in `dtype`, as plain transformers decodes them."""
         zero = self.zero[start:stop] if self.zero is not None else None
-        scale = self.scale[start:stop]
-        return decode(codes, scale, zero, scale.dtype if is_expert(self.module.name) else dtype).to(dtype)
+        return decode_module(self.module.name, codes, self.scale[start:stop], zero, dtype)
 
 
 def most(reader: Reader) -> tuple[int, int, int]:

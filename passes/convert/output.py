@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rewright.formats import bitmask, compressed_tensors
+from rewright.formats import packing
 from rewright.formats.compressed_tensors import Scheme
 from rewright.formats.dtypes import BITS, nbytes
 from rewright.formats.files import CHUNK
 from rewright.formats.layout import TensorSpec
+from rewright.formats.packing import Record
 from rewright.passes.convert.order import ordered
 from rewright.passes.convert.plan import SHARED, Module, Plan, draw_up
 from rewright.passes.spec import Estimate, Layout
@@ -45,33 +46,29 @@ def _written(plan: Plan, module: Module, layout: Layout) -> Iterator[TensorSpec]
     if plan.to == "dense":
         yield TensorSpec(module.tensor("weight"), plan.dtype, shape)
         return
-    if plan.to == "pack-quantized":
-        made = compressed_tensors.packed_specs(module.name, shape, _scheme(module), "BF16")
-    else:
-        made = bitmask.bitmask_specs(module.name, shape, plan.bitmask_of(module), "BF16")
-    for spec in made:
+    for spec in packing.specs(module.name, shape, _record(plan, module), "BF16"):
         held = layout.tensors[spec.name] if spec.name.rpartition(".")[2] in SHARED else None
         yield spec if held is None else TensorSpec(spec.name, held[0], tuple(held[1]))
 
 
-def _scheme(module: Module) -> Scheme:
+def _record(plan: Plan, module: Module) -> Record:
+    """What a module is packed as in the result."""
+    if plan.to == "bitmask-w4":
+        return plan.bitmask_of(module)
     return Scheme(module.bits, module.group, symmetric=module.symmetric)
 
 
 def config(plan: Plan, stated: Mapping[str, Any]) -> dict[str, Any]:
     """The top-level keys of config.json that change; None marks one to be removed."""
-    if plan.to == "pack-quantized":
-        schemes = {name: _scheme(module) for name, module in plan.modules.items()}
-        if len({module.group for module in plan.modules.values()}) > 1 and all(
-            module.group == module.columns for module in plan.modules.values()
-        ):
-            schemes = {name: replace(scheme, group_size=None) for name, scheme in schemes.items()}
-        said: dict[str, Any] | None = compressed_tensors.quantization_config(schemes, plan.ignore)
-    elif plan.to == "bitmask-w4":
-        records = {name: plan.bitmask_of(module) for name, module in plan.modules.items()}
-        said = bitmask.quantization_config(records, plan.ignore)
-    else:
-        said = None
+    said: dict[str, Any] | None = None
+    if plan.to != "dense":
+        records = {name: _record(plan, module) for name, module in plan.modules.items()}
+        groups = {module.group for module in plan.modules.values()}
+        if len(groups) > 1 and all(module.group == module.columns for module in plan.modules.values()):
+            # a scale a row, said once for all widths
+            schemes = {name: r for name, r in records.items() if isinstance(r, Scheme)}
+            records |= {name: replace(scheme, group_size=None) for name, scheme in schemes.items()}
+        said = packing.quantization_config(records, plan.ignore)
     changes: dict[str, Any] = {"quantization_config": said}
     text = stated.get("text_config")
     if "quantization_config" not in stated and isinstance(text, Mapping):

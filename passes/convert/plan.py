@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rewright.formats import bitmask, compressed_tensors
+from rewright.formats import bitmask, packing
 from rewright.formats.bitmask import Bitmask
-from rewright.formats.compressed_tensors import Scheme
 from rewright.formats.dtypes import nbytes
 from rewright.formats.foreign import refuse_scaled
-from rewright.formats.layout import TensorSpec
+from rewright.formats.packing import Packing, Record
 from rewright.passes.errors import InputError
+from rewright.passes.matrices import check_spec
 from rewright.passes.spec import Layout
+from rewright.passes.values import CODE_BITS
 
 Form = Literal["pack-quantized", "bitmask-w4", "dense"]
 
-# The tensor of a module by which each form is known, and all it may have.
-_MARK = {"pack-quantized": "weight_packed", "bitmask-w4": "weight_mask"}
-_PARTS = {
-    "pack-quantized": compressed_tensors.SUFFIXES,
-    "bitmask-w4": ("weight_mask", "weight", "weight_scale", "weight_shape"),
-}
 # What the two packed forms share, which is copied.
 SHARED = ("weight_scale", "weight_shape")
 _FLOATS = ("F64", "F32", "BF16", "F16")
-_WIDTHS = (2, 3, 4, 8)
 # Kept weights of a group from which on mask and codes take no less than the codes of all.
 _NO_GAIN = 0.75
 # How full records of a pattern are: a kept weight has a code of zero now and then. Unstructured zeros leave more room.
@@ -79,17 +73,16 @@ class Plan:
         """The packed module that a stored tensor is a part of."""
         module, _, leaf = name.rpartition(".")
         found = self.modules.get(module)
-        return found if found is not None and leaf in _PARTS[self.form] else None
+        return found if found is not None and leaf in packing.SUFFIXES[self.form] else None
 
 
 def form_of(layout: Layout) -> Form:
     """The form a checkpoint is in. Raises FormatError for one that is not read."""
-    if bitmask.parse(layout.config) is not None:
-        return "bitmask-w4"
-    if compressed_tensors.parse(layout.config) is not None:
-        return "pack-quantized"
-    refuse_scaled(layout.tensors)
-    return "dense"
+    stated = packing.parse(layout.config)
+    if stated is None:
+        refuse_scaled(layout.tensors)
+        return "dense"
+    return "bitmask-w4" if stated.form == bitmask.FORM else "pack-quantized"
 
 
 def draw_up(to: Form, layout: Layout, shapes: Shapes | None = None) -> Plan:
@@ -98,8 +91,8 @@ def draw_up(to: Form, layout: Layout, shapes: Shapes | None = None) -> Plan:
     Raises InputError for a source that cannot take the form: a dense one, whose codes nobody knows, or one whose
     matrices the bitmask form has no room for.
     """
-    form = form_of(layout)
-    modules = {} if form == "dense" else dict(_modules(form, layout, shapes))
+    form, stated = form_of(layout), packing.parse(layout.config)
+    modules = {} if stated is None else dict(_modules(stated, layout, shapes))
     if form == "dense" and to != "dense":
         raise InputError(
             "the checkpoint is dense: it has no codes to write in another form",
@@ -111,59 +104,49 @@ def draw_up(to: Form, layout: Layout, shapes: Shapes | None = None) -> Plan:
         for module in modules.values():
             _refuse_module(module, layout)
     kept = _kept(form, to, layout, modules)
-    ignore = () if to in ("dense", form) else _ignored(form, layout)
+    ignore = () if stated is None or to in ("dense", form) else _ignored(stated, layout)
     return Plan(form, to, modules, _dtype(layout), ignore, kept)
 
 
-def _modules(form: Form, layout: Layout, shapes: Shapes | None) -> Iterator[tuple[str, Module]]:
-    mark = _MARK[form]
-    packing, masks = compressed_tensors.parse(layout.config) if form == "pack-quantized" else None, None
-    if packing is None:
-        masks = bitmask.parse(layout.config)
+def _modules(stated: Packing, layout: Layout, shapes: Shapes | None) -> Iterator[tuple[str, Module]]:
     for name in layout.tensors:
-        if not name.endswith(f".{mark}"):
+        module, _, leaf = name.rpartition(".")
+        if leaf != stated.mark:
             continue
-        module = name.removesuffix(f".{mark}")
         said = None
         if shapes is not None:
             _held(layout, f"{module}.weight_shape", 1)
             said = shapes.get(module)
             if said is None:
                 raise InputError(f"tensor `{module}.weight_shape` does not give rows and columns")
-        if packing is not None:
-            scheme = packing.scheme_of(module)
-            if scheme is None:
-                raise InputError(f"`{module}` is packed, and `config.json` says nothing of how")
-            yield module, _packed(module, scheme, layout, said)
-        else:
-            assert masks is not None
-            record = masks.of(module)
-            if record is None:
-                raise InputError(f"`{module}` has a mask, and `config.json` says nothing of how")
-            yield module, _masked(module, record, layout, said)
+        record = stated.of(module)
+        if record is None:
+            raise InputError(f"`{module}` is packed, and `config.json` says nothing of how")
+        if record.bits not in CODE_BITS:
+            raise InputError(f"`{name}` has codes of {record.bits} bits, which are not read")
+        shape = said or _shape(module, record, layout)
+        for spec in packing.specs(module, shape, record, _scales(layout, module)):
+            found = _held(layout, spec.name, len(spec.shape))
+            check_spec(spec, layout.tensors[spec.name][0], found, shape)
+        yield module, Module(module, *shape, record.bits, record.group_size or shape[1], record.symmetric, record.nnz)
 
 
-def _packed(module: str, scheme: Scheme, layout: Layout, said: tuple[int, int] | None) -> Module:
+def _shape(module: str, record: Record, layout: Layout) -> tuple[int, int]:
+    """Rows and columns by the shapes of what a packed module has."""
+    if isinstance(record, Bitmask):
+        rows, groups, _ = _held(layout, f"{module}.weight_mask", 3)
+        return rows, groups * record.group_size
     rows, words = _held(layout, f"{module}.weight_packed", 2)
-    scales = _held(layout, f"{module}.weight_scale", 2)
-    if scheme.bits not in _WIDTHS:
-        raise InputError(f"`{module}.weight_packed` has codes of {scheme.bits} bits, which are not read")
     # a row of whole words may be some columns shorter, which headers do not tell where a row has one scale
-    rows, columns = said if said is not None else (rows, scales[1] * (scheme.group_size or words * 32 // scheme.bits))
-    found = Module(
-        module, rows, columns, scheme.bits, scheme.group_size or columns, symmetric=scheme.symmetric, nnz=None
-    )
-    wanted = compressed_tensors.packed_specs(module, (rows, columns), scheme, "F32")
-    _check(layout, module, wanted, (rows, columns))
-    return found
+    columns = record.group_size or words * 32 // record.bits
+    return rows, _held(layout, f"{module}.weight_scale", 2)[1] * columns
 
 
-def _masked(module: str, record: Bitmask, layout: Layout, said: tuple[int, int] | None) -> Module:
-    rows, groups, _ = _held(layout, f"{module}.weight_mask", 3)
-    shape = said or (rows, groups * record.group_size)
-    wanted = bitmask.bitmask_specs(module, shape, record, "BF16")
-    _check(layout, module, wanted, shape)
-    return Module(module, *shape, bits=4, group=record.group_size, symmetric=True, nnz=record.nnz)
+def _scales(layout: Layout, module: str) -> str:
+    """The dtype of a module's scales."""
+    name = f"{module}.weight_scale"
+    _held(layout, name, 2)
+    return layout.tensors[name][0]
 
 
 def _held(layout: Layout, name: str, axes: int) -> tuple[int, ...]:
@@ -174,18 +157,6 @@ def _held(layout: Layout, name: str, axes: int) -> tuple[int, ...]:
     if len(shape) != axes:
         raise InputError(f"tensor `{name}` has shape {list(shape)}, and only packed matrices are read")
     return shape
-
-
-def _check(layout: Layout, module: str, wanted: Iterable[TensorSpec], said: tuple[int, ...]) -> None:
-    """Hold a module's tensors against the shape that it says it has. Raises InputError."""
-    for spec in wanted:
-        shape, dtype = _held(layout, spec.name, len(spec.shape)), layout.tensors[spec.name][0]
-        shared = spec.name.rpartition(".")[2] in SHARED
-        if shape != spec.shape or (dtype != spec.dtype and not shared):
-            raise InputError(
-                f"tensor `{spec.name}` is {dtype} {list(shape)}, and `{module}` of {list(said)} makes it"
-                f" {spec.dtype} {list(spec.shape)}"
-            )
 
 
 def _refuse_module(module: Module, layout: Layout) -> None:
@@ -262,21 +233,19 @@ def unstructured(message: str, group: int = 128) -> InputError:
     )
 
 
-def _ignored(form: Form, layout: Layout) -> tuple[str, ...]:
+def _ignored(stated: Packing, layout: Layout) -> tuple[str, ...]:
     """The modules that stay dense: those the source lists, and those that its patterns or targets leave dense.
 
     The result says of every linear module it does not name here that it is packed.
     """
-    packing = compressed_tensors.parse(layout.config) if form == "pack-quantized" else None
-    if packing is None:
-        stated = layout.config.get("quantization_config") or layout.config["text_config"]["quantization_config"]
-        return tuple(stated.get("ignore", ()))
+    if stated.form == bitmask.FORM:
+        return stated.ignore
     dense = (
         name.removesuffix(".weight")
         for name, (_, shape) in layout.tensors.items()
         if name.endswith(".weight") and len(shape) == 2
     )
-    return tuple(dict.fromkeys((*packing.ignore, *(n for n in (*dense, "lm_head") if packing.scheme_of(n) is None))))
+    return tuple(dict.fromkeys((*stated.ignore, *(n for n in (*dense, "lm_head") if stated.of(n) is None))))
 
 
 def _dtype(layout: Layout) -> str:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rewright.passes.models.families import FAMILIES
+from tests.passes.converting import HALF
 from tests.passes.forks import Forks
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -147,3 +148,19 @@ def forks() -> Iterator[Forks]:
     server = Forks()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) -> Path:
+    """A tiny model of 4-bit codes with half of every group of 16 kept; not to be written to."""
+    from tests.passes.compressing import compress  # which imports this module
+
+    folder = tmp_path_factory.mktemp("half") / "p"
+    compress(tiny("llama"), folder, **HALF)
+    return folder
+
+
+@pytest.fixture
+def own(half: Path, tmp_path: Path) -> Path:
+    """The model that is half kept, the test's own."""
+    return Path(shutil.copytree(half, tmp_path / "own"))

@@ -16,27 +16,17 @@ import torch
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from safetensors.torch import load_file
 
-from rewright.formats.errors import Refusal
 from rewright.formats.verify import verify
 from rewright.kernels.pack import pack, unpack
-from rewright.passes.context import RunOptions, Silent
-from rewright.passes.errors import InputError
+from rewright.passes.context import RunOptions
 from rewright.passes.loading import load
-from rewright.passes.pipeline import Run, execute, plan
+from rewright.passes.pipeline import Run, plan
 from rewright.passes.recipe import make as make_stage
-from rewright.passes.recipe import parse as parse_recipe
 from tests.passes.compressing import change, compress, logits, plain
 from tests.passes.conftest import EXPERTS, STORIES, make
+from tests.passes.converting import DENSE, HALF, MASKED, PACKED, config, convert, forget, reconfigure
 from tests.passes.forks import Forks, Strike
 from tests.passes.outputs import beside, contents, stamp
-
-PACKED, MASKED, DENSE = "pack-quantized", "bitmask-w4", "dense"
-HALF: dict[str, Any] = {"method": "rtn", "pattern": "8:16", "group-size": 16}
-
-
-def convert(src: Path, dst: Path, to: str, **options: Any) -> dict[str, Any]:
-    """Run the pass; the document."""
-    return execute(Run(src, dst, (make_stage(1, "convert", {"to": to}),), RunOptions(threads=1, **options)), Silent())
 
 
 def dry(src: Path, to: str) -> dict[str, Any]:
@@ -57,40 +47,6 @@ def tensors_of(folder: Path) -> dict[str, bytes]:
 
 def _bitwise(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: t.view(torch.int16) if t.dtype == torch.bfloat16 else t for name, t in tensors.items()}
-
-
-def config(folder: Path) -> dict[str, Any]:
-    read = json.loads((folder / "config.json").read_text())
-    assert isinstance(read, dict)
-    return read
-
-
-def forget(folder: Path) -> Path:
-    """Delete what says how a checkpoint was made."""
-    (folder / "rewright.json").unlink()
-    shutil.rmtree(folder / "reports", ignore_errors=True)
-    return folder
-
-
-def reconfigure(folder: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
-    found = config(folder)
-    edit(found["quantization_config"])
-    (folder / "config.json").write_text(json.dumps(found))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) -> Path:
-    """A tiny model with half of every group kept; not to be written to."""
-    folder = tmp_path_factory.mktemp("half") / "p"
-    compress(tiny("llama"), folder, **HALF)
-    return folder
-
-
-@pytest.fixture
-def own(half: Path, tmp_path: Path) -> Path:
-    """The same, the test's own."""
-    return Path(shutil.copytree(half, tmp_path / "own"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -211,128 +167,6 @@ def test_zeros_of_the_source_are_counted(half: Path, tmp_path: Path) -> None:
     compress(tmp_path / "d", tmp_path / "kept", method="rtn", mask="keep", group_size=16)
     convert(tmp_path / "kept", tmp_path / "b", MASKED)
     assert config(tmp_path / "b")["quantization_config"]["nnz"] == 8
-
-
-@pytest.mark.parametrize(
-    ("said", "known", "told"),
-    [
-        ({"sparsity": 0.5}, True, "the model was compressed without a pattern"),
-        ({}, True, "the model was compressed without a pattern"),
-        ({"sparsity": 0.5}, False, r"`model\.layers\.0\.mlp\.down_proj\.weight` keeps up to 1\d of 16 weights, [789]"),
-        ({"sparsity": 0.8}, False, r"`model\.layers\.0\.mlp\.down_proj\.weight` keeps up to \d+ of 16 weights, 3\."),
-        ({"pattern": "8:16", "bits": 3}, False, r"`model\.layers\.0\.mlp\.down_proj\.weight_packed` .* of 3 bits"),
-        (
-            {"pattern": "8:16", "bits-for": ["k_proj=8"]},
-            True,
-            r"layers\.0\.self_attn\.k_proj\.weight_packed` .* 8 bits",
-        ),
-        ({"pattern": "8:16", "symmetric": False}, False, "`model.*down_proj.weight_packed` has asymmetric codes"),
-        ({"pattern": "2:4", "group-size": 4}, False, "has groups of 4, which is no multiple of 8"),
-    ],
-    ids=str,
-)
-def test_what_no_record_holds(
-    said: dict[str, Any], known: bool, told: str, tiny: Callable[[str], Path], tmp_path: Path
-) -> None:
-    compress(tiny("llama"), tmp_path / "p", method="rtn", **{"group-size": 16, **said})
-    if not known:
-        forget(tmp_path / "p")
-    with pytest.raises(InputError, match=told) as refused:
-        convert(tmp_path / "p", tmp_path / "out", MASKED)
-    assert "--pattern" in (refused.value.hint or "")
-    assert beside(tmp_path / "out") == []
-    convert(tmp_path / "p", tmp_path / "out", DENSE)
-
-
-def test_scales_of_32_bits_are_refused(own: Path, tmp_path: Path) -> None:
-    def widen(tensors: dict[str, torch.Tensor]) -> None:
-        tensors.update({name: t.float() for name, t in tensors.items() if name.endswith("_scale")})
-
-    change(own, widen)
-    with pytest.raises(InputError, match="weight_scale` is F32, and the bitmask form holds scales of 16 bits"):
-        convert(own, tmp_path / "b", MASKED)
-    convert(own, tmp_path / "d", DENSE)
-
-
-@pytest.mark.parametrize("to", [PACKED, MASKED])
-def test_dense_has_no_codes(to: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the checkpoint is dense") as refused:
-        convert(STORIES, tmp_path / "out", to)
-    assert "compress" in (refused.value.hint or "")
-
-
-def test_a_chain_is_refused_before_its_first_stage(tiny: Callable[[str], Path]) -> None:
-    first, second = '[[stage]]\npass = "compress"\nmethod = "rtn"\n', '[[stage]]\npass = "convert"\nto = "bitmask-w4"\n'
-    out = Path("/nowhere/out")
-    for said in ("sparsity = 0.5\n", ""):
-        stages = parse_recipe(first + said + "group-size = 16\n" + second)
-        with pytest.raises(InputError, match=r"stage 2 \(convert\): the model was compressed without a pattern"):
-            plan(Run(tiny("llama"), out, stages, RunOptions()))
-    fits = parse_recipe(first + 'pattern = "4:16"\ngroup-size = 16\n' + second)
-    document = plan(Run(tiny("llama"), out, fits, RunOptions()))
-    assert document["stages"][1]["details"]["kept"] == 0.25
-
-
-def _drop(tensors: dict[str, torch.Tensor], leaf: str) -> None:
-    del tensors[f"model.layers.0.mlp.up_proj.{leaf}"]
-
-
-def _put(tensors: dict[str, torch.Tensor], leaf: str, edit: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    name = f"model.layers.0.mlp.up_proj.{leaf}"
-    tensors[name] = edit(tensors[name]).contiguous()
-
-
-@pytest.mark.parametrize(
-    ("edit", "told"),
-    [
-        (lambda t: _drop(t, "weight_scale"), r"up_proj\.weight_scale` is missing"),
-        (lambda t: _drop(t, "weight_shape"), r"up_proj\.weight_shape` is missing"),
-        (lambda t: _put(t, "weight_packed", lambda x: x[None]), r"up_proj\.weight_packed` has shape \[1, 64, 4\]"),
-        (lambda t: _put(t, "weight_packed", lambda x: x[:, :3]), r"up_proj\.weight_packed` is I32 \[64, 3\]"),
-        (lambda t: _put(t, "weight_packed", lambda x: x.float()), r"up_proj\.weight_packed` is F32 \[64, 4\]"),
-        (lambda t: _put(t, "weight_scale", lambda x: x[1:]), r"up_proj\.weight_scale` is BF16 \[63, 2\]"),
-        (lambda t: _put(t, "weight_shape", lambda x: x * 0 - 5), r"up_proj\.weight_shape` does not give"),
-        (
-            lambda t: _put(t, "weight_shape", lambda x: x.flip(0)),
-            r"up_proj\.weight_packed` .* a matrix of 32 rows and 64 columns",
-        ),
-        (lambda t: _put(t, "weight_scale", lambda x: x / 0), r"up_proj\.weight_scale` holds values .* not finite"),
-    ],
-)
-@pytest.mark.parametrize("to", [MASKED, DENSE])
-def test_damaged_codes(
-    edit: Callable[[dict[str, torch.Tensor]], None], told: str, to: str, own: Path, tmp_path: Path
-) -> None:
-    change(own, edit)
-    with pytest.raises(InputError, match=told):
-        convert(own, tmp_path / "out", to)
-    assert beside(tmp_path / "out") == []
-
-
-@pytest.mark.parametrize("to", [PACKED, DENSE])
-def test_damaged_masks(to: str, half: Path, tmp_path: Path) -> None:
-    convert(half, tmp_path / "b", MASKED)
-    change(tmp_path / "b", lambda t: _put(t, "weight_mask", lambda x: x ^ 1))
-    with pytest.raises(
-        InputError, match=r"up_proj\.weight_mask` keeps \d+ weights in group 0 of row 0, and every group has 8"
-    ):
-        convert(tmp_path / "b", tmp_path / "out", to)
-
-
-def test_a_config_that_says_too_little(own: Path, tmp_path: Path) -> None:
-    reconfigure(own, lambda said: said["ignore"].append("model.layers.1.mlp.up_proj"))
-    with pytest.raises(InputError, match=r"`model\.layers\.1\.mlp\.up_proj` is packed, and"):
-        convert(own, tmp_path / "out", DENSE)
-    found = config(own)
-    del found["quantization_config"]
-    (own / "config.json").write_text(json.dumps(found))
-    with pytest.raises(Refusal, match="pack-quantized, without the `quantization_config`"):
-        convert(own, tmp_path / "out", DENSE)
-    empty = config(own) | {"quantization_config": {"quant_method": "rewright-bitmask-w4", "group_size": 16, "nnz": 8}}
-    shutil.copytree(STORIES, tmp_path / "dense")
-    (tmp_path / "dense" / "config.json").write_text(json.dumps(empty))
-    with pytest.raises(InputError, match="says bitmask-w4, and no tensor is in that form"):
-        convert(tmp_path / "dense", tmp_path / "out", DENSE)
 
 
 def test_modules_that_others_left_dense_stay_so(own: Path, tmp_path: Path) -> None:

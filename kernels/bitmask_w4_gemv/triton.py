@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from rewright.kernels.launch import cdiv, device_guard, interpreter, next_power_of_2
-from rewright.kernels.w4a16_gemv.triton import LANES, MAGIC, PROGRAMS, Config, join, pick, split
+from rewright.kernels.launch import cdiv, device_guard, next_power_of_2
+from rewright.kernels.w4a16_gemv.triton import LANES, MAGIC, PROGRAMS, Config, join, no_float64, pick, split
 
 # By the rows of x, padded to a power of two: rows of W in a tile, warps.
 # `tile_of` has one for float32.
@@ -95,12 +95,10 @@ def bitmask_w4_gemv_kernel(
 
 def supports(x: torch.Tensor, mask: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> str | None:
     """None, or why the kernel cannot take these operands."""
-    if any(t is not None and t.dtype == torch.float64 for t in (x, scale, bias)) and not interpreter():
-        return "float64 is for the interpreter only"
     words = mask.shape[2] // _bytes(mask.shape[2], 4)
     if words > MOST_WORDS:
         return f"it holds at most {MOST_WORDS} words of a group's mask and the group has {words}"
-    return None
+    return no_float64(x, scale, bias)
 
 
 def _bytes(length: int, most: int) -> int:

@@ -86,9 +86,9 @@ def _on_triton(
     bits: int,
 ) -> bool:
     def supports() -> str | None:
-        from rewright.kernels.w4a16_gemm import triton
+        from rewright.kernels.w4a16_gemv.triton import supports as takes
 
-        return triton.supports(x, packed, scale, bias, bits)
+        return takes(x, packed, scale, bias, bits)
 
     return dispatch.pick(op, [t for t in (x, packed, scale, zero, bias) if t is not None], supports)
 

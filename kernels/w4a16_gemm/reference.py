@@ -7,6 +7,7 @@ import math
 import torch
 
 from rewright.kernels.pack.reference import unpack
+from rewright.kernels.w4a16_gemv.reference import spread
 
 # Weights decoded at a time.
 BLOCK = 1 << 20
@@ -65,9 +66,5 @@ def decode(
     """(rows, words) int32 to the weights (rows, columns) in `dtype`, with the rounding that its arithmetic has."""
     # In float32 the difference and the product of 16-bit numbers are exact, so each weight is rounded once.
     wide = torch.promote_types(dtype, torch.float32)
-    weight = unpack(packed, bits, packed.shape[1] * 32 // bits).to(wide)
-    grouped = weight.view(*scale.shape, -1)
-    if zero is not None:
-        grouped -= zero[:, :, None]
-    grouped *= scale.to(dtype).to(wide)[:, :, None]
-    return weight.to(dtype)
+    codes = unpack(packed, bits, packed.shape[1] * 32 // bits)
+    return spread(codes, scale.to(dtype).to(wide), zero).to(dtype)

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rewright.kernels.launch import cdiv, device_guard, interpreter
+from rewright.kernels.launch import cdiv, device_guard
 from rewright.kernels.w4a16_gemv.triton import MAGIC, decode, join, split, step_of
 
 
@@ -160,18 +160,6 @@ def w4a16_gemm_dx_kernel(
     column = first * CODES + tl.arange(0, BLOCK_W * CODES).to(tl.int64)
     inside = (token < tokens)[:, None] & (column < columns)[None, :]
     tl.store(dx_ptr + token[:, None] * columns + column[None, :], total, mask=inside)
-
-
-def supports(
-    x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, bits: int
-) -> str | None:
-    """None, or why the kernel cannot take these operands."""
-    if any(t is not None and t.dtype == torch.float64 for t in (x, scale, bias)) and not interpreter():
-        return "float64 is for the interpreter only"
-    groups, columns = scale.shape[1], packed.shape[1] * 32 // bits
-    if groups > 1 and columns // groups % (32 // bits):
-        return f"groups of {columns // groups} columns do not begin at a word of codes"
-    return None
 
 
 def _types(dtype: torch.dtype) -> dict[str, tl.dtype]:

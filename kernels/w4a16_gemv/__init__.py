@@ -51,7 +51,7 @@ def w4a16_gemv(
     def supports() -> str | None:
         from rewright.kernels.w4a16_gemv import triton
 
-        return triton.supports(x, scale, bias, bits)
+        return triton.supports(x, packed, scale, bias, bits)
 
     tensors = [t for t in (x, packed, scale, zero, bias) if t is not None]
     if dispatch.pick("w4a16_gemv", tensors, supports):

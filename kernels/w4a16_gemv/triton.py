@@ -123,13 +123,20 @@ def join_kernel(
     tl.store(out_ptr + at, total, mask=inside)
 
 
-def supports(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, bits: int) -> str | None:
-    """None, or why the kernel cannot take these operands."""
-    if any(t is not None and t.dtype == torch.float64 for t in (x, scale, bias)) and not interpreter():
+def supports(
+    x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, bits: int
+) -> str | None:
+    """None, or why no kernel can take these operands; `w4a16_gemm` asks the same."""
+    groups, columns = scale.shape[1], packed.shape[1] * 32 // bits
+    if groups > 1 and columns // groups % (32 // bits):
+        return f"groups of {columns // groups} columns do not begin at a word of codes"
+    return no_float64(x, scale, bias)
+
+
+def no_float64(*operands: torch.Tensor | None) -> str | None:
+    """None, or that an operand is float64, which the interpreter alone takes."""
+    if any(t is not None and t.dtype == torch.float64 for t in operands) and not interpreter():
         return "float64 is for the interpreter only"
-    groups = scale.shape[1]
-    if groups > 1 and x.shape[1] // groups % (32 // bits):
-        return f"groups of {x.shape[1] // groups} columns do not begin at a word of codes"
     return None
 
 

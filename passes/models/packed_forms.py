@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -75,16 +76,16 @@ class Arena:
         return self._room[start:stop].view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
-class Form(nn.Module):
+class Form(nn.Module, ABC):
     """A (rows, columns) matrix of codes, each times the scale of its row and group of columns."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         super().__init__()
         self.shape = shape
 
+    @abstractmethod
     def decode(self, dtype: torch.dtype, scratch: Scratch | None) -> torch.Tensor:
         """The weights (rows, columns) in `dtype`; in the scratch memory where one is given, of any strides."""
-        raise NotImplementedError
 
     def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None, *, learns: bool) -> torch.Tensor | None:
         """`rows` (m, columns) by the matrix, and the bias, from the codes: (m, rows); None where decoding serves.
@@ -112,9 +113,9 @@ class Stored(Form):
         self.register_buffer("scale", scale)
         self.register_buffer("zero", zero)
 
+    @abstractmethod
     def codes(self, start: int, stop: int) -> torch.Tensor:
         """Codes of rows [start, stop), int8 (stop - start, columns)."""
-        raise NotImplementedError
 
     def decode(self, dtype: torch.dtype, scratch: Scratch | None) -> torch.Tensor:
         weight = take(scratch, "weight", self.shape, dtype, self.scale.device)

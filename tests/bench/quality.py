@@ -119,12 +119,12 @@ VARIANTS = (
             ("damp", (0.001, 0.05), False),
             ("mask", ("sweep",), True),
             ("mask-block", (32, 96), True),
-            ("samples", (8, 32, 384), False),
+            ("samples", (2, 8, 32, 384), False),
         )
         for value in values
     ),
-    Recipe("--samples 8 --target own", ({"samples": 8, "target": "own"},)),
-    Recipe("--samples 8, damping of the target not by columns a token", ({"samples": 8, "target.SCARCE": 0.0},)),
+    *(Recipe(f"--samples {few} --target own", ({"samples": few, "target": "own"},)) for few in (2, 8)),
+    *(Recipe(f"--samples {few}, target damped by 0.05", ({"samples": few, "target.SCARCE": 0.0},)) for few in (2, 8)),
     Recipe("--order act", ({"order": "act"},), unpruned=True),
     Recipe("--mask sweep --saliency quant-aware", ({"mask": "sweep", "saliency": "quant-aware"},), prunes=True),
     *(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rewright.formats.errors import FormatError
@@ -34,6 +34,9 @@ BITS: dict[str, int] = {
     "U64": 64,
     "F64": 64,
 }
+
+# What models are stored in, and computed on.
+FLOATS = ("F64", "F32", "BF16", "F16")
 
 # F4 and F6 have no entry: torch has no element of that width, so such tensors are copied and never computed on.
 _TORCH: dict[str, str] = {
@@ -93,3 +96,12 @@ def from_torch(dtype: torch.dtype) -> str:
     if name not in _CODES:
         raise FormatError(f"safetensors has no dtype for torch's `{name}`")
     return _CODES[name]
+
+
+def stored_float(tensors: Mapping[str, tuple[str, Sequence[int]]]) -> str:
+    """The dtype that most of the floating-point bytes have: what a model is stored in. Scales of codes do not count."""
+    sizes: dict[str, int] = {}
+    for name, (dtype, shape) in tensors.items():
+        if dtype in FLOATS and not name.endswith("_scale"):
+            sizes[dtype] = sizes.get(dtype, 0) + nbytes(dtype, shape)
+    return max(sizes, key=lambda dtype: sizes[dtype], default="F32")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from rewright.formats.checkpoint import Checkpoint
-from rewright.formats.dtypes import to_torch
+from rewright.formats.dtypes import stored_float, to_torch
 from rewright.passes.calibration import has_tokenizer
 from rewright.passes.errors import InputError
 from rewright.passes.machine import give_back
@@ -187,12 +187,9 @@ class Assembly:
 
 def stored_dtype(source: Checkpoint) -> torch.dtype:
     """The dtype that most of a checkpoint's floating-point bytes have; packed matrices do not count."""
-    sizes: dict[torch.dtype, int] = {}
-    for entry in source.entries.values():
-        dtype = to_torch(entry.dtype)
-        if dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64) and not entry.name.endswith("_scale"):
-            sizes[dtype] = sizes.get(dtype, 0) + entry.nbytes
-    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
+    dtype = to_torch(stored_float({name: (entry.dtype, entry.shape) for name, entry in source.entries.items()}))
+    assert dtype is not None
+    return dtype
 
 
 def load_tokenizer(source: Checkpoint) -> Any | None:

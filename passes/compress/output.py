@@ -10,7 +10,7 @@ import torch
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.compressed_tensors import Scheme
 from rewright.formats.draft import Draft
-from rewright.formats.dtypes import nbytes, to_torch
+from rewright.formats.dtypes import FLOATS, nbytes, to_torch
 from rewright.formats.packing import Record
 from rewright.kernels.bitmask import fits, pack_bitmask
 from rewright.kernels.pack import pack
@@ -26,8 +26,6 @@ from rewright.passes.packed_tensors import read_packed
 if TYPE_CHECKING:
     from rewright.passes.compress.spec import CompressOptions
     from rewright.passes.context import Context
-
-FLOATS = ("F64", "F32", "BF16", "F16")
 
 
 def read_matrix(source: Checkpoint, matrix: Matrix) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from rewright.formats import bitmask, packing
 from rewright.formats.bitmask import Bitmask
-from rewright.formats.dtypes import nbytes
+from rewright.formats.dtypes import stored_float
 from rewright.formats.foreign import refuse_scaled
 from rewright.formats.packing import Packing, Record
 from rewright.passes.errors import InputError
@@ -21,7 +21,6 @@ Form = Literal["pack-quantized", "bitmask-w4", "dense"]
 
 # What the two packed forms share, which is copied.
 SHARED = ("weight_scale", "weight_shape")
-_FLOATS = ("F64", "F32", "BF16", "F16")
 # Kept weights of a group from which on mask and codes take no less than the codes of all.
 _NO_GAIN = 0.75
 # How full records of a pattern are: a kept weight has a code of zero now and then. Unstructured zeros leave more room.
@@ -105,7 +104,7 @@ def draw_up(to: Form, layout: Layout, shapes: Shapes | None = None) -> Plan:
             _refuse_module(module, layout)
     kept = _kept(form, to, layout, modules)
     ignore = () if stated is None or to in ("dense", form) else _ignored(stated, layout)
-    return Plan(form, to, modules, _dtype(layout), ignore, kept)
+    return Plan(form, to, modules, stored_float(layout.tensors), ignore, kept)
 
 
 def _modules(stated: Packing, layout: Layout, shapes: Shapes | None) -> Iterator[tuple[str, Module]]:
@@ -246,12 +245,3 @@ def _ignored(stated: Packing, layout: Layout) -> tuple[str, ...]:
         if name.endswith(".weight") and len(shape) == 2
     )
     return tuple(dict.fromkeys((*stated.ignore, *(n for n in (*dense, "lm_head") if stated.of(n) is None))))
-
-
-def _dtype(layout: Layout) -> str:
-    """The dtype that most of the floating-point bytes have, scales left out: what the model is stored in."""
-    sizes: dict[str, int] = {}
-    for name, (dtype, shape) in layout.tensors.items():
-        if dtype in _FLOATS and not name.endswith("_scale"):
-            sizes[dtype] = sizes.get(dtype, 0) + nbytes(dtype, shape)
-    return max(sizes, key=lambda dtype: sizes[dtype], default="F32")

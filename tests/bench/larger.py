@@ -2,7 +2,7 @@
 
 A random Llama (hidden 2048, FFN 5632, bfloat16) of as many layers as make `--gib` is written shard by shard, then
 compressed by the plain sweep, converted, verified and evaluated, each in a process of its own. What a process holds at
-most is counted by the kernel (VmHWM) and set beside one that has made the same imports and done nothing, and beside
+most is counted by the kernel and set beside one that has made the same imports and done nothing, and beside
 what `--dry-run` foretold.
 """
 
@@ -44,6 +44,7 @@ WATCHED = """
 import sys
 from rewright.cli.main import main
 from rewright.passes import loading
+from rewright.passes.machine import peak_resident
 import scipy, transformers.models.llama.modeling_llama
 import rewright.passes.compress.run, rewright.passes.convert.run, rewright.passes.evaluate
 code = 0
@@ -52,8 +53,7 @@ if sys.argv[1:]:
         main()
     except SystemExit as end:
         code = end.code
-held = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print("held", held.split()[1], file=sys.stderr)
+print("held", peak_resident(), file=sys.stderr)
 sys.exit(code)
 """
 
@@ -117,7 +117,7 @@ def watched(*words: str) -> dict[str, Any]:
     if done.returncode or not said:
         raise RuntimeError(f"rewright {' '.join(words)}: exit status {done.returncode}: {' / '.join(said[-4:])}")
     held = next(line for line in reversed(said) if line.startswith("held"))
-    return {"seconds": seconds, "held_mib": int(held.split()[1]) / 1024, "printed": done.stdout}
+    return {"seconds": seconds, "held_mib": int(held.split()[1]) / 2**20, "printed": done.stdout}
 
 
 def foretold(*words: str) -> dict[str, Any]:

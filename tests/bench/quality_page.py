@@ -25,7 +25,15 @@ def page(title: str, results: dict[str, Any], recipes: list[str]) -> str:
             lines += _table(found["runs"], text, dense, recipes)
     facts = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     return "\n".join(
-        [*lines, "Command: `python -m tests.bench.quality MODEL... --out docs/results`", "", f"Machine: {facts}", ""]
+        [
+            *lines,
+            "Command: `python -m tests.bench.quality MODEL --group-size G --samples N --out docs/results`, G and N as said",
+            "of each model; with `--defaults` for other values of options, and with `--recipes` for rows that damp the",
+            "target by 0.05.",
+            "",
+            f"Machine: {facts}",
+            "",
+        ]
     )
 
 

@@ -27,9 +27,9 @@ def page(title: str, results: dict[str, Any], recipes: list[str]) -> str:
     return "\n".join(
         [
             *lines,
-            "Command: `python -m tests.bench.quality MODEL --group-size G --samples N --out docs/results`, G and N as said",
-            "of each model; with `--defaults` for other values of options, and with `--recipes` for rows that damp the",
-            "target by 0.05.",
+            "Command: `python -m tests.bench.quality MODEL --group-size G --samples N --out docs/results`, G and N as",
+            "said of each model; with `--defaults` for other values of options, and with `--recipes` for rows that damp",
+            "the target by 0.05.",
             "",
             f"Machine: {facts}",
             "",

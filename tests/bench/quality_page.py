@@ -28,7 +28,7 @@ def page(title: str, results: dict[str, Any], recipes: list[str]) -> str:
         [
             *lines,
             "Command: `python -m tests.bench.quality MODEL --group-size G --samples N --out docs/results`, G and N as",
-            "said of each model; with `--defaults` for other values of options, and with `--recipes` for rows that damp",
+            "said of each model; with `--defaults` for other values of options, with `--recipes` for rows that damp",
             "the target by 0.05.",
             "",
             f"Machine: {facts}",

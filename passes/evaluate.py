@@ -19,7 +19,7 @@ from rewright.passes.choices import answer
 from rewright.passes.context import Reporter, Silent, usable_cpus
 from rewright.passes.errors import BoundError, InputError
 from rewright.passes.inputs import Inputs
-from rewright.passes.machine import set_threads
+from rewright.passes.machine import prepare
 from rewright.passes.scoring import Scorer, Window, open_scorer, scored, targets
 
 # Logits that are held at once, in elements.
@@ -150,7 +150,7 @@ def evaluate(
     layer at a time; each question goes through all of them again. Raises InputError, BoundError.
     """
     reporter, inputs = reporter or Silent(), inputs or Inputs()
-    set_threads(threads or usable_cpus())
+    prepare(threads or usable_cpus())
     scorer = open_scorer(path, device, dtype, by_layer=by_layer)
     other = open_scorer(compare, device, dtype, by_layer=by_layer) if compare is not None else None
     report: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.passes import calibration
 from rewright.passes.context import usable_cpus
 from rewright.passes.errors import BoundError, InputError
-from rewright.passes.machine import peak_resident, set_threads
+from rewright.passes.machine import peak_resident, prepare
 from rewright.passes.scoring import Scorer, open_scorer
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def generate(
     threads: int | None = None,
 ) -> Iterator[str]:
     """Pieces of text that follow the prompt. Raises InputError when prompt and text are past the model's positions."""
-    set_threads(threads or usable_cpus())
+    prepare(threads or usable_cpus())
     scorer = open_scorer(path, device, dtype, brief=True)
     start = calibration.start_tokens(scorer.tokenizer)
     begin = start + calibration.encode(scorer.tokenizer, prompt, scorer.rows)
@@ -118,7 +118,7 @@ def bench(
     from rewright.passes.loading import import_model
     from rewright.passes.models import running
 
-    set_threads(threads or usable_cpus())
+    prepare(threads or usable_cpus())
     import_model(Checkpoint.open(path))
     idle = peak_resident()
     scorer = open_scorer(path, device, dtype, brief=True)

@@ -9,6 +9,11 @@ import resource
 from importlib import metadata
 from pathlib import Path
 
+# What mallopt(3) calls its options, and from which size on a tensor gets pages of its own: large enough that the time
+# a fresh page takes is nothing beside what is done with it.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+LARGE_BYTES = 8 << 20
+
 LIBRARIES = ("torch", "triton", "transformers", "safetensors", "compressed-tensors", "numpy")
 
 
@@ -28,12 +33,21 @@ def libraries() -> dict[str, str]:
     return found
 
 
-def set_threads(threads: int) -> None:
-    """Run torch at a set number of threads: another number rounds sums otherwise, and may change codes."""
+def prepare(threads: int) -> None:
+    """Make this process ready for tensors: torch at a set number of threads, and a heap that does not grow.
+
+    Another number of threads rounds sums otherwise, and may change codes. Large tensors get pages of their own, which
+    go back to the system with them: glibc learns to keep them on its heap, which then fills with gaps, a little more
+    with each layer of a walk.
+    """
     import torch
 
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+    with contextlib.suppress(OSError, AttributeError):
+        set_option = ctypes.CDLL(None).mallopt
+        set_option(_MMAP_THRESHOLD, LARGE_BYTES)
+        set_option(_TRIM_THRESHOLD, 2 * LARGE_BYTES)
 
 
 def give_back() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from rewright.formats.errors import StorageError
 from rewright.formats.files import write_file
 from rewright.passes.context import RunOptions, find_device, usable_cpus
-from rewright.passes.machine import set_threads
+from rewright.passes.machine import prepare
 from rewright.passes.spec import Estimate
 
 
@@ -60,7 +60,7 @@ def _rates(options: RunOptions) -> dict[str, float]:
     found = known.get(key)
     if isinstance(found, dict) and all(isinstance(found.get(of), float) and found[of] > 0 for of in ("flops", "bytes")):
         return found
-    set_threads(threads)
+    prepare(threads)
     known[key] = _measure(device)
     # a cache: where it cannot be kept, the next dry run measures again
     with contextlib.suppress(StorageError):

@@ -18,7 +18,7 @@ from rewright.passes.context import Context, Reporter, RunOptions, find_device
 from rewright.passes.errors import BoundError, UsageError
 from rewright.passes.inputs import Inputs
 from rewright.passes.journal import Journal
-from rewright.passes.machine import libraries, set_threads
+from rewright.passes.machine import libraries, prepare
 from rewright.passes.recipe import Stage
 from rewright.passes.spec import Metrics, to_plain
 from rewright.passes.workspace import JOURNAL, Workspace
@@ -99,7 +99,7 @@ def _carry_out_one(chain: Chain, number: int, source: Checkpoint, draft: Draft) 
         scratch.mkdir(exist_ok=True)
     dispatch.reset_tally()
     journal = Journal(scratch / JOURNAL, ran=_ran)
-    set_threads(chain.threads)
+    prepare(chain.threads)
     context = Context(
         seed=options.seed,
         device=find_device(options.device),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from rewright.passes import context, rates
 from rewright.passes.context import RunOptions, Silent, compute_dtype, find_device, usable_cpus
 from rewright.passes.errors import ResourceError, UsageError
-from rewright.passes.machine import LIBRARIES, libraries, set_threads
+from rewright.passes.machine import LIBRARIES, libraries, prepare
 from rewright.passes.spec import Estimate, Layout
 
 
@@ -38,11 +40,29 @@ def test_the_dtype_rule() -> None:
 
 def test_threads_and_libraries(threads: Any) -> None:
     assert usable_cpus() >= 1
-    set_threads(3)
+    prepare(3)
     assert torch.get_num_threads() == 3
     threads(1)
     assert libraries().keys() == {"python", *LIBRARIES}
     assert libraries()["torch"] == torch.__version__
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep their heaps otherwise")
+def test_a_large_tensor_gives_its_pages_back_at_once() -> None:
+    prepare(torch.get_num_threads())
+    # a large one that was freed would teach glibc to keep those that follow on the heap
+    del [torch.ones(5 << 20)][0]
+    before = _resident()
+    large, between = [], []
+    for _ in range(8):
+        large.append(torch.ones(4 << 20))
+        between.append(torch.ones(1 << 14))
+    large.clear()
+    assert _resident() - before < 16 << 20
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 # Bits of a code that the packed format and its readers know.
 CODE_BITS = (2, 3, 4, 8)
 UNQUANTISED = 16
+_UNITS = {f"{prefix}B": 1000**power for power, prefix in enumerate("kMGT", 1)}
+_UNITS |= {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,43 @@ class Bits:
 
 
 @dataclass(frozen=True, slots=True)
+class Regex:
+    """A regular expression that is looked for anywhere in a name."""
+
+    expression: str
+
+    @classmethod
+    def parse(cls, text: str) -> Regex:
+        _compiled(text)
+        return cls(text)
+
+    def found_in(self, name: str) -> bool:
+        return re.search(self.expression, name) is not None
+
+    def __str__(self) -> str:
+        return self.expression
+
+
+@dataclass(frozen=True, slots=True)
+class ByteSize:
+    """A number of bytes, at least 1: `5GB` (10^9), `16GiB` (2^30), `1.5GB`, or digits alone."""
+
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> ByteSize:
+        found = re.fullmatch(r"([0-9]{1,19}(?:\.[0-9]{1,15})?) ?((?:[kMGT]|[KMGT]i)?B)?", text)
+        size = Fraction(found[1]) * _UNITS.get(found[2], 1) if found else Fraction(0)
+        if size.denominator > 1 or not 0 < size < 2**63:
+            raise ValueError(f"must be a size as `5GB`, `16GiB` or whole bytes, not `{text}`")
+        return cls(int(size))
+
+    def __str__(self) -> str:
+        fits = ((self.count // size, unit) for unit, size in _UNITS.items() if self.count % size == 0)
+        return "{}{}".format(*min(fits, default=(self.count, "")))
+
+
+@dataclass(frozen=True, slots=True)
 class BitsFor:
     """Bits for the matrices whose names a regular expression is found in: `REGEX=N`."""
 
@@ -125,8 +165,13 @@ def _assignment(text: str) -> tuple[str, str]:
     expression, equals, said = text.rpartition("=")
     if not (equals and expression):
         raise ValueError(f"must be a regular expression, `=` and a number, not `{text}`")
+    _compiled(expression)
+    return expression, said.strip()
+
+
+def _compiled(expression: str) -> re.Pattern[str]:
+    """The regular expression. Raises ValueError."""
     try:
-        re.compile(expression)
+        return re.compile(expression)
     except re.error as error:
         raise ValueError(f"`{expression}` is not a regular expression: {error}") from None
-    return expression, said.strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -74,20 +73,6 @@ def config(plan: Plan, stated: Mapping[str, Any]) -> dict[str, Any]:
     if "quantization_config" not in stated and isinstance(text, Mapping):
         changes["text_config"] = {key: value for key, value in text.items() if key != "quantization_config"}
     return changes
-
-
-def unit_of(name: str) -> str:
-    """What a tensor is converted together with: its layer, by the first number in its name."""
-    found = re.match(r"(.*?\.\d+)(\.|$)", name)
-    return found[1] if found else "rest"
-
-
-def units(plan: Plan, layout: Layout) -> dict[str, list[str]]:
-    """Packed modules and other tensors by the unit that they are written in, in the order of the result."""
-    found: dict[str, list[str]] = {}
-    for name in ordered(plan, layout):
-        found.setdefault(unit_of(name), []).append(name)
-    return found
 
 
 def copied_bytes(plan: Plan, layout: Layout) -> int:

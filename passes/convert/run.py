@@ -10,11 +10,13 @@ from rewright.formats.draft import Draft
 from rewright.formats.provenance import history
 from rewright.passes.context import Context
 from rewright.passes.convert.codes import Reader, converted, most
-from rewright.passes.convert.output import config, copied_bytes, specs, units
+from rewright.passes.convert.order import ordered
+from rewright.passes.convert.output import config, copied_bytes, specs
 from rewright.passes.convert.plan import SHARED, Plan, draw_up, settle
 from rewright.passes.convert.spec import ConvertOptions
 from rewright.passes.matrices import packed_shape
 from rewright.passes.spec import Layout, Metrics
+from rewright.passes.writing import carry, units, write_by_layer
 
 
 def run(context: Context, options: ConvertOptions, source: Checkpoint, draft: Draft) -> Metrics:
@@ -28,12 +30,13 @@ def run(context: Context, options: ConvertOptions, source: Checkpoint, draft: Dr
         plan = settle(plan, _count(context, plan, layout, source))
         context.reporter.info(f"transformers loads `{METHOD}` after `rewright.passes.loading.register()`")
     draft.declare(specs(plan, layout))
-    done = _convert(context, plan, layout, source, draft)
-    _carry(context, source, draft)
+    names = ordered(plan, layout)
+    zeros = write_by_layer(context, draft, "convert, tensors", names, lambda name: _write(plan, name, source, draft))
+    carry(context, source, draft)
     changes = config(plan, source.config or {})
     gone = [key for key, value in changes.items() if value is None]
     draft.edit_config({key: value for key, value in changes.items() if value is not None}, remove=gone)
-    return _metrics(plan, layout, done)
+    return _metrics(plan, layout, sum(zeros.values()))
 
 
 def _shapes(source: Checkpoint) -> dict[str, tuple[int, int]]:
@@ -47,14 +50,8 @@ def _shapes(source: Checkpoint) -> dict[str, tuple[int, int]]:
 def _link(context: Context, plan: Plan, source: Checkpoint, draft: Draft) -> Metrics:
     context.reporter.info(f"`{source.path}` is {plan.to} already: its weights are linked")
     draft.link_weights(source)
-    _carry(context, source, draft)
+    carry(context, source, draft)
     return {"matrices": len(plan.modules), **_kept(plan)}
-
-
-def _carry(context: Context, source: Checkpoint, draft: Draft) -> None:
-    behind = draft.carry(source)
-    if behind:
-        context.reporter.warn(f"not carried over: {', '.join(behind)}")
 
 
 def _count(context: Context, plan: Plan, layout: Layout, source: Checkpoint) -> dict[str, tuple[int, int, int]]:
@@ -62,7 +59,7 @@ def _count(context: Context, plan: Plan, layout: Layout, source: Checkpoint) -> 
     found: dict[str, tuple[int, int, int]] = {}
     done = context.journal.done
     with context.reporter.progress("count zeros, matrices", len(plan.modules)) as bar:
-        for unit, names in units(plan, layout).items():
+        for unit, names in units(ordered(plan, layout)).items():
             modules = [name for name in names if name in plan.modules]
             if modules and f"count {unit}" not in done:
                 counts: dict[str, Any] = {}
@@ -76,30 +73,11 @@ def _count(context: Context, plan: Plan, layout: Layout, source: Checkpoint) -> 
     return found
 
 
-def _convert(context: Context, plan: Plan, layout: Layout, source: Checkpoint, draft: Draft) -> list[dict[str, int]]:
-    """Unit after unit, each on the disk before the next; returns what each came to."""
-    done = context.journal.done
-    parts = units(plan, layout)
-    with context.reporter.progress("convert, tensors", sum(map(len, parts.values()))) as bar:
-        for unit, names in parts.items():
-            if unit in done:
-                bar.advance(len(names))
-                continue
-            zeros = 0
-            for name in names:
-                if name in plan.modules:
-                    zeros += _write(plan, name, source, draft)
-                else:
-                    draft.copy(name, source)
-                bar.advance()
-            draft.sync()
-            context.journal.record(unit, {"zeros": zeros})
-            context.reporter.event("converted", unit=unit, matrices=sum(name in plan.modules for name in names))
-    return [done[unit] for unit in parts]
-
-
 def _write(plan: Plan, name: str, source: Checkpoint, draft: Draft) -> int:
-    """A packed matrix in its new form; returns how many of its weights are zero."""
+    """A packed matrix in its new form, or another tensor as it is; returns how many of a matrix's weights are zero."""
+    if name not in plan.modules:
+        draft.copy(name, source)
+        return 0
     module = plan.modules[name]
     made, zeros = converted(plan, Reader(source, module))
     for leaf, tensor in made.items():
@@ -110,12 +88,12 @@ def _write(plan: Plan, name: str, source: Checkpoint, draft: Draft) -> int:
     return zeros
 
 
-def _metrics(plan: Plan, layout: Layout, done: list[dict[str, int]]) -> Metrics:
+def _metrics(plan: Plan, layout: Layout, zeros: int) -> Metrics:
     weights = sum(module.rows * module.columns for module in plan.modules.values())
     stored = sum(spec.nbytes for spec in specs(plan, layout)) - copied_bytes(plan, layout)
     return {
         "matrices": len(plan.modules),
-        "sparsity": sum(unit["zeros"] for unit in done) / weights if weights else 0.0,
+        "sparsity": zeros / weights if weights else 0.0,
         "bits_per_weight": 8 * stored / weights if weights else 0.0,
         **_kept(plan),
     }

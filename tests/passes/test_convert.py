@@ -243,7 +243,5 @@ def test_finished_units_are_not_done_again(forks: Forks, half: Path, tmp_path: P
     assert forks.run(*_words(half, dst, MASKED), strike=Strike(5, "journal.jsonl")).code == -signal.SIGKILL
     ended = forks.run(*_words(half, dst, MASKED), "--events", events)
     assert ended.code == 0, ended.err
-    done = [
-        event["unit"] for event in map(json.loads, events.read_text().splitlines()) if event["event"] == "converted"
-    ]
+    done = [event["unit"] for event in map(json.loads, events.read_text().splitlines()) if event["event"] == "written"]
     assert 0 < len(done) < 3

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rewright.passes import registry
 from rewright.passes.context import RunOptions
 from rewright.passes.spec import Opt, fields_of, from_plain, to_plain
-from rewright.passes.values import Bits, BitsFor, GroupSize, Pattern, SparsityFor
+from rewright.passes.values import Bits, BitsFor, ByteSize, GroupSize, Pattern, Regex, SparsityFor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,14 +169,22 @@ BITS = st.builds(lambda n: Bits.parse(repr(n)), st.floats(2, 8) | st.sampled_fro
 EXPRESSIONS = st.text(st.characters(exclude_characters="\\()[]{}*+?|^$", exclude_categories=["Cs"]), min_size=1)
 BITS_FOR = st.builds(BitsFor, EXPRESSIONS, st.sampled_from([2, 3, 4, 8, 16]))
 SPARSITY_FOR = st.builds(SparsityFor, EXPRESSIONS, st.floats(0, 1, exclude_max=True))
+SIZES = st.builds(
+    ByteSize,
+    st.integers(1, 2**63 - 1)
+    | st.builds(lambda n, b, p: n * b**p, st.integers(1, 8), st.sampled_from([1000, 1024]), st.integers(1, 4)),
+)
 
 
-@given(PATTERNS | GROUPS | BITS | BITS_FOR | SPARSITY_FOR)
+@given(PATTERNS | GROUPS | BITS | BITS_FOR | SPARSITY_FOR | SIZES | st.builds(Regex, EXPRESSIONS))
 def test_values_are_read_from_their_text(value: Any) -> None:
     assert type(value).parse(str(value)) == value
 
 
-@given(st.sampled_from([Bits, BitsFor, SparsityFor, GroupSize, Pattern]), st.text() | st.text("q=.0123456789e-+ n:a("))
+KINDS = [Bits, BitsFor, SparsityFor, GroupSize, Pattern, ByteSize, Regex]
+
+
+@given(st.sampled_from(KINDS), st.text() | st.text("q=.0123456789e-+ n:a(kMGTiB"))
 def test_any_text_is_a_value_or_refused(kind: Any, text: str) -> None:
     with contextlib.suppress(ValueError):
         found = kind.parse(text)
@@ -194,10 +202,41 @@ def test_any_text_is_a_value_or_refused(kind: Any, text: str) -> None:
         ("4.0", Bits(4)),
         ("3.5", Bits(3.5)),
         ("16", Bits(16)),
+        ("16GiB", ByteSize(16 * 2**30)),
+        ("5 GB", ByteSize(5 * 10**9)),
+        ("1.5kB", ByteSize(1500)),
+        ("0.5KiB", ByteSize(512)),
+        ("9223372036854775807", ByteSize(2**63 - 1)),
     ],
 )
 def test_values_by_their_text(text: str, found: Any) -> None:
     assert type(found).parse(text) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "0GB",
+        "GB",
+        "-1",
+        "5gb",
+        "5Gb",
+        "5G",
+        "1.0005kB",
+        "1e9",
+        "1,5GB",
+        ".5GB",
+        "8EiB",
+        "9223372036854775808",
+        "٣GB",
+        "5GB\n",
+    ],
+)
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^must be a size as `5GB`, `16GiB` or whole bytes, not "):
+        ByteSize.parse(text)
 
 
 @pytest.mark.parametrize("options", [RunOptions, *(spec.options for spec in registry.SPECS.values())])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from rewright.passes.cast.spec import CAST
 from rewright.passes.compress.spec import COMPRESS
 from rewright.passes.context import RunOptions
 from rewright.passes.convert.spec import CONVERT
@@ -24,7 +25,7 @@ def _checked(specs: Iterable[Spec]) -> dict[str, Spec]:
     return known
 
 
-SPECS: dict[str, Spec] = _checked([COMPRESS, CONVERT])
+SPECS: dict[str, Spec] = _checked([COMPRESS, CONVERT, CAST])
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:

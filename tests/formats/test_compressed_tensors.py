@@ -228,6 +228,8 @@ def test_broken_configs(raw: dict[str, Any]) -> None:
     [
         (["a.weight", "a.weight_scale_inv"], "fp8"),
         (["a.weight", "a.weight_scale"], "scale of its own"),
+        (["experts.gate_up_proj", "experts.gate_up_proj_scale_inv"], "fp8 with block scales"),
+        (["experts.gate_up_proj", "experts.gate_up_proj_scale"], "scale of its own"),
         (["a.qweight", "a.qzeros", "a.scales"], "GPTQ or AWQ"),
         (["a.weight", "a.weight.absmax", "a.weight.quant_map"], "bitsandbytes"),
         (["mlp.experts.down_proj_blocks", "mlp.experts.down_proj_scales"], "mxfp4"),

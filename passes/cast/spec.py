@@ -20,9 +20,7 @@ class CastOptions:
     """The options of `cast`."""
 
     to: Annotated[Literal["f8_e4m3", "f32", "f16", "bf16"], Opt("dtype of every float tensor that is no scale")]
-    keep: Annotated[
-        tuple[Regex, ...], Opt("names with this in them stay as they are (repeatable)", metavar="REGEX")
-    ] = ()
+    keep: Annotated[tuple[Regex, ...], Opt("names with this in them stay (repeatable)", metavar="REGEX")] = ()
     max_shard_size: Annotated[ByteSize, Opt("most bytes in a weight file", metavar="SIZE")] = ByteSize(5 * 10**9)
 
 

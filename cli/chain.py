@@ -13,7 +13,7 @@ import typer
 from rewright.cli import console, usage
 from rewright.cli.build import command, completer, metavar, parser
 from rewright.cli.plan import describe
-from rewright.passes import registry
+from rewright.passes import registry, world
 from rewright.passes.context import RunOptions
 from rewright.passes.errors import BoundError, InputError, StaleError, UsageError
 from rewright.passes.inputs import paths_of
@@ -33,10 +33,12 @@ def perform(src: Path, dst: Path, stages: tuple[Stage, ...], run: RunOptions) ->
     talk = console.current()
     if run.events is not None:
         _refuse_events(run.events, src, dst)
-    talk.configure(quiet=run.quiet, verbose=run.verbose, events=run.events)
+    leads = world.current().leads
+    talk.configure(quiet=run.quiet or not leads, verbose=run.verbose, events=run.events if leads else None)
     job = pipeline.Run(src=src, dst=dst, stages=stages, options=run)
+    shared = world.current()
     try:
-        document = pipeline.plan(job) if run.dry_run else pipeline.execute(job, talk)
+        document = shared.lead(lambda: pipeline.plan(job)) if run.dry_run else pipeline.execute(job, talk, shared)
     except (BoundError, StaleError) as refusal:
         if run.json and refusal.document is not None:
             console.write_json(refusal.document)

@@ -26,7 +26,10 @@ TERM = Switch("TERM", "`dumb`: no colour and no live bar")
 KERNELS = Switch("REWRIGHT_KERNELS", "`auto`, `triton` or `reference`: which implementation of each op")
 INTERPRET = Switch("TRITON_INTERPRET", "`1`: Triton kernels run in its interpreter, on a CPU")
 
-SWITCHES = (NO_COLOR, FORCE_COLOR, NO_PROGRESS, TERM, KERNELS, INTERPRET)
+RANK = Switch("RANK", "set by torchrun: the place of this process among those of a run")
+WORLD_SIZE = Switch("WORLD_SIZE", "set by torchrun: how many processes share a run")
+
+SWITCHES = (NO_COLOR, FORCE_COLOR, NO_PROGRESS, TERM, KERNELS, INTERPRET, RANK, WORLD_SIZE)
 
 # Typer takes these for a terminal that wants colour, whatever its output is.
 _TYPER_FORCES = ("GITHUB_ACTIONS", "PY_COLORS", "FORCE_COLOR", "TTY_COMPATIBLE")
@@ -59,6 +62,12 @@ def live(stream: TextIO | None) -> bool:
     return colour(stream) and is_terminal(stream) and not value(NO_PROGRESS)
 
 
+def place() -> tuple[int, int]:
+    """This process's place among those of a run, and their number: (0, 1) without torchrun."""
+    rank, size = value(RANK), value(WORLD_SIZE)
+    return (int(rank), int(size)) if rank.isdecimal() and size.isdecimal() and int(size) > 1 else (0, 1)
+
+
 def settle(stdout: TextIO | None) -> None:
     """Fix, before Typer builds its help, what Typer and the libraries below read from the environment.
 
@@ -75,3 +84,5 @@ def settle(stdout: TextIO | None) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # a process that is gone is told of by whoever misses it, in one line
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from rewright.cli import console, environment, exits
 from rewright.cli.signals import Signals
+from rewright.passes import world
 
 
 def _settle_streams() -> None:
@@ -51,11 +52,13 @@ def _log(error: BaseException, words: Sequence[str]) -> str | None:
         return None
 
 
-def _interrupted(code: int, words: Sequence[str]) -> int:
+def _interrupted(code: int, words: Sequence[str], error: BaseException) -> int:
     """Say that a signal ended the command, and how to go on where there is partial work."""
     from rewright.passes.registry import SPECS
 
     ended = "terminated" if code == exits.TERMINATED else "interrupted"
+    if world.current().end(ended, error):
+        return code
     if words and (words[0] in SPECS or words[0] in ("chain", "run")):
         again = shlex.join(["rewright", *words])
         console.current().error(f"{ended}; partial work is kept", hint=f"the same command goes on from it: `{again}`")
@@ -68,13 +71,13 @@ def _end(error: BaseException, words: Sequence[str], signals: Signals) -> int:
     """Say how a command ended, and give its exit code."""
     # An interrupt can surface as another error: a C extension under import, say, turns it into its own.
     if signals.first is not None or isinstance(error, KeyboardInterrupt):
-        return _interrupted(signals.first or exits.INTERRUPTED, words)
+        return _interrupted(signals.first or exits.INTERRUPTED, words, error)
     if isinstance(error, SystemExit):
         if isinstance(error.__context__, BrokenPipeError):  # Rich turns a closed stdout into exit 1
             return exits.CLOSED
         return error.code if isinstance(error.code, int) else exits.DONE if error.code is None else exits.BUG
     verdict = exits.judge(error)
-    if verdict.code == exits.CLOSED:
+    if verdict.code == exits.CLOSED or world.current().end(verdict.message, error):
         return verdict.code
     talk, hint = console.current(), verdict.hint
     if talk.level >= console.EVERYTHING:
@@ -99,6 +102,23 @@ def _flush(code: int) -> int:
     return code
 
 
+def _joined(words: Sequence[str]) -> bool:
+    """Take this process's place among those that torchrun has started; whether it has a part in this command.
+
+    What no processes share is done by the first. Of the others none writes to stdout.
+    """
+    from rewright.passes.registry import SPECS
+
+    shared = bool(words) and (words[0] in SPECS or words[0] in ("chain", "run", "eval"))
+    rank, size = environment.place()
+    if size == 1 or not shared:
+        return rank == 0
+    world.join(rank, size)
+    if rank:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """The entry point of `rewright`: runs one command line and exits."""
     words = sys.argv[1:] if words is None else words
@@ -108,9 +128,13 @@ def main(words: Sequence[str] | None = None) -> None:
         _settle_streams()
         environment.settle(sys.stdout)
         warnings.simplefilter("ignore")  # the libraries' own, meant for their callers
-        from rewright.cli import root
+        if _joined(words):
+            from rewright.cli import root
 
-        code = root.run(words)
+            code = root.run(words)
+        else:
+            code = exits.DONE
+        world.current().close()
     except BaseException as error:
         try:
             code = _end(error, words, signals)

@@ -16,6 +16,7 @@ from rewright.cli import console
 from rewright.cli.build import command
 from rewright.cli.console import table
 from rewright.cli.report import bench_rows, eval_head, eval_rows
+from rewright.passes import world
 from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.spec import Opt
@@ -110,6 +111,7 @@ def evaluate(model: Model, options: EvalOptions, run: RunOptions) -> None:
             per_document=options.per_document,
             by_layer=options.by_layer,
             reporter=talk,
+            world=world.current(),
             **_where(run),
         )
         paths = [path for path in (options.compare, model) if path is not None]

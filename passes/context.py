@@ -8,12 +8,13 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from rewright.passes.errors import ResourceError, UsageError
 from rewright.passes.spec import Opt
+from rewright.passes.world import World
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +154,10 @@ def compute_dtype(rule: str, device: torch.device, stored: torch.dtype) -> torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """A stage under way. `work` is the stage's own folder for scratch files, gone when the stage is done."""
+    """A stage under way. `work` is the stage's own folder for scratch files, gone when the stage is done.
+
+    `world` has the processes that share the stage; a pass that does not split its work is given one process.
+    """
 
     seed: int
     device: torch.device
@@ -163,3 +167,4 @@ class Context:
     journal: Journal
     inputs: Inputs
     work: Path
+    world: World = field(default_factory=World)

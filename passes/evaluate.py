@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from rewright.passes.errors import BoundError, InputError
 from rewright.passes.inputs import Inputs
 from rewright.passes.machine import prepare
 from rewright.passes.scoring import Scorer, Window, open_scorer, scored, targets
+from rewright.passes.world import World
 
 # Logits that are held at once, in elements.
 LOGITS = 1 << 25
@@ -81,27 +83,48 @@ class _Tally:
     size: int = 0
 
 
-def _score(scorer: Scorer, other: Scorer | None, found: Sequence[Window], reporter: Reporter) -> _Tally:
+def _score(scorer: Scorer, other: Scorer | None, found: Sequence[Window], reporter: Reporter, world: World) -> _Tally:
+    """Every window, each process some of the batches."""
+    tally = _Tally(scored=sum(window.scored for window in found), size=sum(window.size for window in found))
+    every = list(_batches(found, scorer.rows))
+    own = world.share([len(batch) * len(batch[-1].tokens) for batch in every])
+    scores = list(_window_scores(scorer, other, [every[place] for place in own], reporter))
+    for loss, other_loss, divergence, agreed in (one for theirs in world.together(scores) for one in theirs):
+        tally.loss -= loss
+        tally.other_loss -= other_loss
+        tally.divergence += divergence
+        tally.agreed += agreed
+    return tally
+
+
+def _window_scores(
+    scorer: Scorer, other: Scorer | None, batches: Sequence[Sequence[Window]], reporter: Reporter
+) -> Iterator[tuple[float, float, float, int]]:
+    """Of each window the log-likelihood under both models, the divergence, and the targets on which both agree."""
     import torch
 
-    tally = _Tally(scored=sum(window.scored for window in found), size=sum(window.size for window in found))
-    batches = list(_batches(found, scorer.rows))
+    if not batches:
+        return
     ours = scored(scorer, batches, reporter)
     others: Iterator[Sequence[torch.Tensor | None]] = ([None] * len(batch) for batch in batches)
     if other is not None:
         others = scored(other, batches, reporter)
-    with reporter.progress("score", len(found)) as bar:
+    with reporter.progress("score", sum(map(len, batches))) as bar:
         for batch, own, theirs in zip(batches, ours, others, strict=True):
             for window, mine, dense in zip(batch, own, theirs, strict=True):
                 target = targets(window, mine.device)[:, None]
-                tally.loss -= float(mine.gather(1, target).sum(dtype=torch.float64))
-                if dense is not None:
-                    dense = dense.to(mine.device)
-                    tally.other_loss -= float(dense.gather(1, target).sum(dtype=torch.float64))
-                    tally.divergence += float((dense.exp() * (dense - mine)).sum(dtype=torch.float64))
-                    tally.agreed += int((dense.argmax(1) == mine.argmax(1)).sum())
+                loss = float(mine.gather(1, target).sum(dtype=torch.float64))
+                if dense is None:
+                    yield loss, 0.0, 0.0, 0
+                    continue
+                dense = dense.to(mine.device)
+                yield (
+                    loss,
+                    float(dense.gather(1, target).sum(dtype=torch.float64)),
+                    float((dense.exp() * (dense - mine)).sum(dtype=torch.float64)),
+                    int((dense.argmax(1) == mine.argmax(1)).sum()),
+                )
             bar.advance(len(batch))
-    return tally
 
 
 def _figures(loss: float, tally: _Tally) -> dict[str, Any]:
@@ -141,21 +164,28 @@ def evaluate(
     threads: int | None = None,
     reporter: Reporter | None = None,
     inputs: Inputs | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint on a text, on multiple-choice questions, or on both.
+
+    The processes of `world` share a text's windows; layer by layer, and with questions, the first does all.
 
     `per_document` takes the first window of each document or all; `auto` takes the first where the text has several
     documents. With `compare` the other checkpoint scores the same targets: `kl` is the mean of KL(other || this) in
     nats, `top1_agreement` the share of targets before which both prefer the same token. `by_layer` holds one decoder
     layer at a time; each question goes through all of them again. Raises InputError, BoundError.
     """
-    reporter, inputs = reporter or Silent(), inputs or Inputs()
-    prepare(threads or usable_cpus())
+    reporter, inputs, world = reporter or Silent(), inputs or Inputs(), world or World()
+    if world.size > 1 and (by_layer or choices is not None):
+        same = partial(evaluate, path, text=text, choices=choices, compare=compare, sequence_length=sequence_length)
+        same = partial(same, per_document=per_document, by_layer=by_layer, device=device, dtype=dtype)
+        return world.lead(partial(same, threads=threads, reporter=reporter, inputs=inputs))
+    prepare(world.lead(lambda: threads or usable_cpus()))
     scorer = open_scorer(path, device, dtype, by_layer=by_layer)
     other = open_scorer(compare, device, dtype, by_layer=by_layer) if compare is not None else None
     report: dict[str, Any] = {}
     if text is not None:
-        report.update(_text(scorer, other, text, compare, sequence_length, per_document, reporter, inputs))
+        report.update(_text(scorer, other, text, compare, sequence_length, per_document, reporter, inputs, world))
     if choices is not None:
         report["choices"] = answer(scorer, choices, inputs, reporter)
         if other is not None:
@@ -172,6 +202,7 @@ def _text(
     per_document: str,
     reporter: Reporter,
     inputs: Inputs,
+    world: World,
 ) -> dict[str, Any]:
     texts = calibration.read_documents(text, inputs)
     if other is not None and compare is not None:
@@ -181,7 +212,7 @@ def _text(
     found = windows(scorer, texts, length, first_only)
     if not found:
         raise InputError(f"`{text}` has no token to score")
-    tally = _score(scorer, other, found, reporter)
+    tally = _score(scorer, other, found, reporter, world)
     start = calibration.start_tokens(scorer.tokenizer)
     report = {
         **_figures(tally.loss, tally),

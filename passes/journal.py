@@ -20,33 +20,41 @@ class Journal:
     A record is written after the unit's data is on disk, so what the journal names is there whenever the
     process ends. A line that a kill cut short is dropped, and its unit is done again. Each line also has what a
     resumed run must not forget: the seconds spent so far, and which implementation of each op ran (`ran` tells).
+    Each process of a run, by `rank`, writes a journal of its own and begins with what all journals say, so that a run
+    goes on with any number of processes.
     """
 
-    def __init__(self, path: Path, ran: Callable[[], Mapping[str, list[str]]] = dict) -> None:
-        self.path = path
+    def __init__(self, folder: Path, ran: Callable[[], Mapping[str, list[str]]] = dict, *, rank: int = 0) -> None:
+        self.path = folder / (f"journal-{rank}.jsonl" if rank else "journal.jsonl")
         self.done: dict[str, dict[str, Any]] = {}
         self._ran = ran
         self._ran_before: Ran = {}
         self._spent_before = 0.0
         self._started = time.monotonic()
-        with storage(path):
-            fresh = not path.exists()
-            self._read(b"" if fresh else path.read_bytes())
+        with storage(self.path):
+            fresh = not self.path.exists()
+            for path in journals(folder):
+                if path != self.path:
+                    self._read(path.read_bytes())
+            whole = self._read(b"" if fresh else self.path.read_bytes())
+            with self.path.open("ab") as file:
+                file.truncate(whole)
         if fresh:
-            sync_path(path.parent)
+            sync_path(folder)
 
-    def _read(self, data: bytes) -> None:
-        """Take in the whole lines, and cut off what follows them."""
-        whole = 0
+    def _read(self, data: bytes) -> int:
+        """Take in the whole lines; returns their bytes."""
+        whole, seconds = 0, 0.0
         for line in data.splitlines(keepends=True):
             record = _parse(line)
             if record is None:
                 break
             self.done[record["unit"]] = record["data"]
-            self._spent_before, self._ran_before = record["seconds"], record["ran"]
+            seconds, ran = record["seconds"], record["ran"]
+            self._ran_before = {op: sorted({*self._ran_before.get(op, ()), *ran.get(op, ())}) for op in ran}
             whole += len(line)
-        with self.path.open("ab") as file:
-            file.truncate(whole)
+        self._spent_before = max(self._spent_before, seconds)
+        return whole
 
     @property
     def seconds(self) -> float:
@@ -70,6 +78,11 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         self.done[unit] = data
+
+
+def journals(folder: Path) -> list[Path]:
+    """The journals of a stage, one for each process that has worked on it."""
+    return sorted(folder.glob("journal*.jsonl"))
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {"unit": str, "data": dict, "seconds": (int, float), "ran": dict}

@@ -37,14 +37,16 @@ class Seen:
 class Batch:
     """What a layer's matrices met for some rows of tokens.
 
-    `seen` maps a linear layer's name within the decoder layer to what it met in each stream; layers that are fed
-    one tensor share it. `gaps` holds, for a matrix that writes to the residual stream, the difference between the
-    streams (dense less compressed, (tokens, rows)) in what its output is added to. `part` tells the calibration's
-    rows on which errors are taken, the rest of them, and the rows past the walk's `samples`.
+    `chunk` numbers the run of batches that it belongs to. `seen` maps a linear layer's name within the decoder layer
+    to what it met in each stream; layers that are fed one tensor share it. `gaps` holds, for a matrix that writes to
+    the residual stream, the difference between the streams (dense less compressed, (tokens, rows)) in what its output
+    is added to. `part` tells the calibration's rows on which errors are taken, the rest of them, and the rows past the
+    walk's `samples`.
     """
 
     rows: slice
     part: Part
+    chunk: int
     seen: dict[str, dict[Stream, Seen]] = field(default_factory=dict)
     gaps: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -79,6 +81,9 @@ class Layer:
         What a forward reaches at one time is a stage, a list of groups that are fed one tensor each: all experts'
         first matrices are one, with a group for each expert, and so are their second.
         """
+        return [[tuple(paths) for paths in stage] for stage in self.walk.world.lead(self._stages)]
+
+    def _stages(self) -> list[list[list[str]]]:
         order: dict[int | str, dict[int, list[str]]] = {}
         held: list[torch.Tensor] = []
 
@@ -90,7 +95,7 @@ class Layer:
 
         with watched(self.linears, note), torch.no_grad():
             self.walk.run_layer(self.index, self.walk.hidden("compressed", slice(0, 1)))
-        return [[tuple(paths) for paths in groups.values()] for groups in order.values()]
+        return [list(groups.values()) for groups in order.values()]
 
     def meet(
         self, paths: Sequence[str], *, dense: bool, writers: Sequence[str] = (), look_ahead: bool = False
@@ -105,7 +110,7 @@ class Layer:
         """
         whole = len(writers) > 1 and writers[-1] in paths
         for rows in self.walk.batches:
-            batch = Batch(rows, self.walk.part(rows))
+            batch = Batch(rows, self.walk.part(rows), self.walk.chunk(rows))
             outputs = dense and (batch.part != "rest" or not set(writers).isdisjoint(paths))
             ends: dict[Stream, torch.Tensor | None] = {}
             streams: tuple[Stream, ...] = self.walk.streams(rows) if dense else ("compressed",)
@@ -201,17 +206,19 @@ class Layer:
         self._pass("compressed")
         self._pass("dense")
         self.walk.turn()
-        gaps = {False: 0.0, True: 0.0}
-        wholes = {False: 0.0, True: 0.0}
+        found: list[tuple[bool, float, float]] = []
         for rows in self.walk.batches:
             if "dense" in self.walk.streams(rows):
                 dense, ours = (self.walk.hidden(stream, rows).float() for stream in ("dense", "compressed"))
-                held_out = self.walk.part(rows) == "held_out"
-                gaps[held_out] += float((ours - dense).square_().sum(dtype=torch.float64))
-                wholes[held_out] += float(dense.square().sum(dtype=torch.float64))
+                gap = float((ours - dense).square_().sum(dtype=torch.float64))
+                whole = float(dense.square().sum(dtype=torch.float64))
+                found.append((self.walk.part(rows) == "held_out", gap, whole))
+        every = [batch for theirs in self.walk.world.together(found) for batch in theirs]
         for held_out, name in ((False, "calibration"), (True, "held_out")):
-            if wholes[held_out]:
-                self.errors[name] = gaps[held_out] / wholes[held_out]
+            gaps = sum(gap for part, gap, _ in every if part == held_out)
+            wholes = sum(whole for part, _, whole in every if part == held_out)
+            if wholes:
+                self.errors[name] = gaps / wholes
 
     def _move(self, stream: Stream, rows: slice, output: torch.Tensor) -> None:
         self.walk.store(stream, rows, output, self.name)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,15 @@ from rewright.passes import bounds, calibration, keys
 from rewright.passes.context import Reporter, RunOptions, Silent, find_device, usable_cpus
 from rewright.passes.errors import BoundError, InputError, StaleError, UsageError
 from rewright.passes.inputs import STDIN, Inputs, paths_of
-from rewright.passes.machine import version
+from rewright.passes.machine import libraries, version
 from rewright.passes.recipe import Stage
 from rewright.passes.spec import Estimate, Layout, to_plain
 from rewright.passes.stages import Chain, carry_out, named
 from rewright.passes.workspace import Workspace
+from rewright.passes.world import World
+
+# Run options in which the processes of a run may differ: what they say, and where they compute.
+_OF_ONE_PROCESS = ("device", "events", "json", "quiet", "verbose", "threads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +72,21 @@ def plan(run: Run) -> dict[str, Any]:
     return document
 
 
-def execute(run: Run, reporter: Reporter) -> dict[str, Any]:
+def execute(run: Run, reporter: Reporter, world: World | None = None) -> dict[str, Any]:
     """Carry a run out and publish its result; returns the filled document.
 
-    Nothing appears at the destination before everything is done. Raises a Refusal of the kind that applies;
-    partial work stays beside the destination, and the same run continues it. With `check` only StaleError tells
-    that there is work to do.
+    Every process of `world` calls this, and the first of them speaks and publishes. Nothing appears at the destination
+    before everything is done. Raises a Refusal of the kind that applies; partial work stays beside the destination, and
+    the same run continues it. With `check` only StaleError tells that there is work to do.
     """
     started = time.monotonic()
-    run = _checked(run)
-    survey = _survey(run, reporter)
+    run, world = _checked(run), world or World()
+    reporter = reporter if world.leads else Silent()
+    survey = _survey(run, reporter, world)
+    _refuse_others(run, survey, world)
     document = _document(run, survey, _state(run, survey))
     try:
-        state = _carry_out(run, survey, document, reporter)
+        state = _carry_out(run, survey, document, reporter, world)
     except (BoundError, StaleError) as refusal:
         # who asked for a document gets it with the figures that missed
         refusal.document = {**document, "seconds": round(time.monotonic() - started, 3)}
@@ -87,19 +94,23 @@ def execute(run: Run, reporter: Reporter) -> dict[str, Any]:
     return {**document, "state": state, "seconds": round(time.monotonic() - started, 3)}
 
 
-def _carry_out(run: Run, survey: _Survey, document: dict[str, Any], reporter: Reporter) -> str:
+def _carry_out(run: Run, survey: _Survey, document: dict[str, Any], reporter: Reporter, world: World) -> str:
     """Bring the destination up to date, filling the document; returns the state it is in then."""
+
+    def wanted() -> bool:
+        return run.options.force or not _is_current(run, survey)
+
     if run.options.check:
-        _refuse_stale(run, survey)
-    if not run.options.check and (run.options.force or not _is_current(run, survey)):
-        with publish.lock(run.dst):
+        world.lead(lambda: _refuse_stale(run, survey))
+    elif world.lead(wanted):
+        with publish.lock(run.dst) if world.leads else nullcontext():
             # another run may have finished while this one looked around
             survey = replace(survey, stamp=_stamp_at(run.dst), work=Workspace.beside(run.dst))
-            if run.options.force or not _is_current(run, survey):
-                _build(run, survey, document, reporter)
+            if world.lead(wanted):
+                _build(run, survey, document, reporter, world)
                 reporter.event("published", destination=str(run.dst), key=survey.key)
                 return "done"
-    _stand(run, survey, document, reporter)
+    _stand(run, survey, document, reporter, world)
     reporter.info(f"`{run.dst}` is up to date")
     reporter.event("up-to-date", destination=str(run.dst), key=survey.key)
     return "up-to-date"
@@ -125,7 +136,26 @@ def _check_text(run: Run, source: Checkpoint, inputs: Inputs) -> None:
         raise InputError(f"`{source.path}` has no tokenizer, and `--eval-text` needs one")
 
 
-def _survey(run: Run, reporter: Reporter) -> _Survey:
+def _refuse_others(run: Run, survey: _Survey, world: World) -> None:
+    """Raise ConflictError where the processes of a run are not at the same work."""
+    options = {name: str(value) for name, value in to_plain(run.options).items() if name not in _OF_ONE_PROCESS}
+    said = {"key": survey.key, "run": survey.record, "libraries": libraries(), "rewright": version(), **options}
+    first, *others = world.together(said)
+    for rank, other in enumerate(others, start=1):
+        differing = keys.differences(first["run"], other["run"])
+        differing += [
+            f"{name} {first[name]} and {other[name]}"
+            for name in first
+            if name not in ("key", "run") and first[name] != other[name]
+        ]
+        if differing or first["key"] != other["key"]:
+            raise ConflictError(
+                f"process {rank} is not at the work of process 0: {'; '.join(differing)}",
+                hint="start every process with the same command, version and source",
+            )
+
+
+def _survey(run: Run, reporter: Reporter, world: World | None = None) -> _Survey:
     publish.check_apart(run.src, run.dst)
     if os.path.ismount(run.dst):
         # a destination takes its name by one rename, and nothing is renamed onto a mount
@@ -133,8 +163,15 @@ def _survey(run: Run, reporter: Reporter) -> _Survey:
     source = Checkpoint.open(run.src)
     stamp, work = _stamp_at(run.dst), Workspace.beside(run.dst)
     known = {} if run.options.force else {**_known_files(stamp, source), **_known_files(work.record, source)}
-    with reporter.progress("read the source, MB", source.total_bytes / 1e6) as bar:
-        digest = source_digest(source, known, lambda count: bar.advance(count / 1e6))
+
+    def read(known: Mapping[str, Mapping[str, Any]]) -> SourceDigest:
+        with reporter.progress("read the source, MB", source.total_bytes / 1e6) as bar:
+            return source_digest(source, known, lambda count: bar.advance(count / 1e6))
+
+    if world is not None and world.size > 1:
+        # whoever sees the same files, by sizes and times, need not read them again
+        known = world.lead(lambda: read(known).files)
+    digest = read(known)
     inputs = Inputs()
     _check_text(run, source, inputs)
     record = keys.record(run.stages, run.options, digest, inputs)
@@ -260,7 +297,7 @@ def _why_stale(run: Run, survey: _Survey) -> str:
     return "; ".join(keys.differences(survey.stamp.get("run"), survey.record)) or "files are missing or changed"
 
 
-def _stand(run: Run, survey: _Survey, document: dict[str, Any], reporter: Reporter) -> None:
+def _stand(run: Run, survey: _Survey, document: dict[str, Any], reporter: Reporter, world: World) -> None:
     """The destination is current: fill the document from its stamp, hold it to the bounds, touch it."""
     assert survey.stamp is not None
     _fill(document, survey.stamp["stages"])
@@ -269,9 +306,9 @@ def _stand(run: Run, survey: _Survey, document: dict[str, Any], reporter: Report
     stamp = {**survey.stamp, "source": {**source, **learnt} if isinstance(source, dict) else learnt}
     if run.options.eval_text is not None:
         threads = run.options.threads or usable_cpus()
-        stamp["evaluation"] = document["evaluation"] = _scores(run, survey, run.dst, threads, reporter)
+        stamp["evaluation"] = document["evaluation"] = _scores(run, survey, run.dst, threads, reporter, world)
     bounds.hold(run.options.require, document, missed=f"`{run.dst}` stays as it is")
-    if not run.options.check:
+    if not run.options.check and world.leads:
         _touch(run.dst, survey, stamp, reporter)
 
 
@@ -292,15 +329,20 @@ def _touch(dst: Path, survey: _Survey, stamp: dict[str, Any], reporter: Reporter
         reporter.warn(f"the stamp was not touched: {error}")
 
 
-def _build(run: Run, survey: _Survey, document: dict[str, Any], reporter: Reporter) -> None:
+def _build(run: Run, survey: _Survey, document: dict[str, Any], reporter: Reporter, world: World) -> None:
     """Do the work, fill the document and publish the result; the caller holds the lock."""
-    _refuse_destination(run, survey)
-    for warning in survey.source.warnings:
-        reporter.warn(warning)
-    find_device(run.options.device)
-    resumes = _state(run, survey) == "resume"
-    reporter.debug(f"partial work at `{survey.work.path}` is {'taken up' if resumes else 'begun'}")
-    work = _continue(run, survey, reporter) if resumes else _begin(run, survey, document)
+
+    def begin() -> tuple[bool, dict[str, Any] | None]:
+        _refuse_destination(run, survey)
+        for warning in survey.source.warnings:
+            reporter.warn(warning)
+        find_device(run.options.device)
+        resumes = _state(run, survey) == "resume"
+        reporter.debug(f"partial work at `{survey.work.path}` is {'taken up' if resumes else 'begun'}")
+        return resumes, (_continue(run, survey, reporter) if resumes else _begin(run, survey, document)).record
+
+    resumes, record = world.lead(begin)
+    work = Workspace(survey.work.path, record)
     source = {
         "name": survey.source.path.name,
         **_source_facts(survey.source, survey.digest),
@@ -314,25 +356,30 @@ def _build(run: Run, survey: _Survey, document: dict[str, Any], reporter: Report
         workspace=work,
         head={"rewright": version(), "schema": 1, "key": survey.key, "run": survey.record, "source": source},
         reporter=reporter,
+        world=world,
     )
     try:
         final, made = carry_out(chain, survey.source)
     except (UsageError, InputError, BoundError):
         # the same run would end the same way, and one with other options must not find this work in its way
-        if not resumes and not work.finished([stage.spec.name for stage in run.stages])[0]:
+        if world.leads and not resumes and not work.finished([stage.spec.name for stage in run.stages])[0]:
             work.drop()
         raise
     _fill(document, made)
-    _refuse_changed_source(run, survey)
+    world.lead(lambda: _refuse_changed_source(run, survey))
     if run.options.eval_text is not None:
-        scores = document["evaluation"] = _scores(run, survey, final, work.threads, reporter)
-        stamp = read_stamp(final) or {}
-        if stamp.get("evaluation") != scores:
-            write_stamp(final, {**stamp, "evaluation": scores})
+        document["evaluation"] = _scores(run, survey, final, work.threads, reporter, world)
     kept = "nothing was published; the work is kept, and the same run with another bound goes on from it"
-    bounds.hold(run.options.require, document, missed=kept)
-    _refuse_destination(run, replace(survey, stamp=_stamp_at(run.dst), work=work))
-    work.publish(final, run.dst, replace=os.path.lexists(run.dst))
+
+    def finish() -> None:
+        scores, stamp = document["evaluation"], read_stamp(final) or {}
+        if scores is not None and stamp.get("evaluation") != scores:
+            write_stamp(final, {**stamp, "evaluation": scores})
+        bounds.hold(run.options.require, document, missed=kept)
+        _refuse_destination(run, replace(survey, stamp=_stamp_at(run.dst), work=work))
+        work.publish(final, run.dst, replace=os.path.lexists(run.dst))
+
+    world.lead(finish)
 
 
 def _refuse_destination(run: Run, survey: _Survey) -> None:
@@ -393,11 +440,11 @@ def _known_scores(stamp: Mapping[str, Any] | None, digest: str) -> dict[str, Any
     return scores if isinstance(text, dict) and text.get("digest") == digest else None
 
 
-def _scores(run: Run, survey: _Survey, result: Path, threads: int, reporter: Reporter) -> dict[str, Any]:
+def _scores(run: Run, survey: _Survey, result: Path, threads: int, reporter: Reporter, world: World) -> dict[str, Any]:
     """The result's scores on `--eval-text` beside the source's: those in its stamp, or newly taken."""
     text = run.options.eval_text
     assert text is not None
-    known = _known_scores(_stamp_at(result), survey.inputs.digest(text))
+    known = world.lead(lambda: _known_scores(_stamp_at(result), survey.inputs.digest(text)))
     if known is not None:
         return known
     from rewright.passes.evaluate import evaluate
@@ -411,4 +458,5 @@ def _scores(run: Run, survey: _Survey, result: Path, threads: int, reporter: Rep
         threads=threads,
         reporter=reporter,
         inputs=survey.inputs,
+        world=world,
     )

@@ -235,7 +235,8 @@ class Spec:
 
     `version` rises when equal options may give other bytes. `wants` says what the source must have; `grain` the
     most that a resume can lose; `archs` the `model_type` values it takes, empty for any; `metrics` the numbers it
-    reports, by which a bound on another is refused before any work (None: not said).
+    reports, by which a bound on another is refused before any work (None: not said); `splits` tells whether several
+    processes share the work under these options, which the first of them does alone otherwise.
     """
 
     name: str
@@ -251,6 +252,7 @@ class Spec:
     archs: frozenset[str] = frozenset()
     metrics: frozenset[str] | None = None
     attachment: str | None = None
+    splits: Callable[[Any], bool] = lambda options: False
 
     def load(self) -> Callable[..., Metrics]:
         """The function that does the work: `run(context, options, source, draft) -> metrics`."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from rewright.passes.journal import Journal
 from rewright.passes.machine import libraries, prepare
 from rewright.passes.recipe import Stage
 from rewright.passes.spec import Metrics, to_plain
-from rewright.passes.workspace import JOURNAL, Workspace
+from rewright.passes.workspace import Workspace
+from rewright.passes.world import World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,7 @@ class Chain:
     workspace: Workspace
     head: Mapping[str, Any]
     reporter: Reporter
+    world: World = field(default_factory=World)
 
 
 def carry_out(chain: Chain, source: Checkpoint) -> tuple[Path, list[dict[str, Any]]]:
@@ -43,20 +46,49 @@ def carry_out(chain: Chain, source: Checkpoint) -> tuple[Path, list[dict[str, An
     A stage's input is deleted when the stage is done, and at most two are on the disk at a time.
     """
     names = [stage.spec.name for stage in chain.stages]
-    done, made = chain.workspace.finished(names)
-    _delete_before(chain.workspace, names, done)
+
+    def look() -> tuple[int, list[dict[str, Any]]]:
+        done, made = chain.workspace.finished(names)
+        _delete_before(chain.workspace, names, done)
+        return done, made
+
+    done, made = chain.world.lead(look)
     for number in range(done + 1, len(names) + 1):
-        folder = chain.workspace.folder(number, names[number - 1])
         if number > 1:
             source = Checkpoint.open(chain.workspace.folder(number - 1, names[number - 2]))
         with named(number, chain.stages):
-            draft = Draft(folder)
-            made = [*made, _carry_out_one(chain, number, source, draft)]
-            if number > 1:
-                _carry_reports(source.root, draft, number - 1)
-            draft.seal({**chain.head, "stages": made})
-        _delete_before(chain.workspace, names, number)
+            made = _stage(chain, number, source, made)
+        chain.world.lead(partial(_delete_before, chain.workspace, names, number))
     return chain.workspace.folder(len(names), names[-1]), made
+
+
+def _stage(chain: Chain, number: int, source: Checkpoint, made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One stage, by all processes where its pass splits its work, else by the first; the records of all so far."""
+    stage, world = chain.stages[number - 1], chain.world
+    folder = chain.workspace.folder(number, stage.spec.name)
+
+    def seal(draft: Draft, record: dict[str, Any]) -> list[dict[str, Any]]:
+        if number > 1:
+            _carry_reports(source.root, draft, number - 1)
+        records = [*made, record]
+        draft.seal({**chain.head, "stages": records})
+        return records
+
+    def alone() -> list[dict[str, Any]]:
+        draft = Draft(folder)
+        return seal(draft, _carry_out_one(chain, number, source, draft, World()))
+
+    if world.size == 1:
+        return alone()
+    if not stage.spec.splits(stage.options):
+        chain.reporter.info(f"`{stage.spec.name}` is done by one of the {world.size} processes: it is not split so")
+        return world.lead(alone)
+    # the folder is there before the others look into it
+    world.lead(lambda: Draft(folder).close())
+    draft = Draft(folder, rank=world.rank, meet=world.meet)
+    record = _carry_out_one(chain, number, source, draft, world)
+    draft.close()
+    return world.lead(partial(seal, draft, record))
 
 
 def _delete_before(workspace: Workspace, names: Sequence[str], done: int) -> None:
@@ -89,16 +121,21 @@ def named(number: int, stages: Sequence[Stage]) -> Iterator[None]:
         raise
 
 
-def _carry_out_one(chain: Chain, number: int, source: Checkpoint, draft: Draft) -> dict[str, Any]:
+def _carry_out_one(chain: Chain, number: int, source: Checkpoint, draft: Draft, world: World) -> dict[str, Any]:
     """Run one pass into its draft, on from its journal; returns its record for the stamp."""
     from rewright.kernels import dispatch
 
     stage, options = chain.stages[number - 1], chain.options
     scratch = chain.workspace.scratch(number, stage.spec.name)
-    with storage(scratch):
-        scratch.mkdir(exist_ok=True)
+    work = scratch / f"process-{world.rank}" if world.rank else scratch
+    with storage(work):
+        work.mkdir(parents=True, exist_ok=True)
     dispatch.reset_tally()
-    journal = Journal(scratch / JOURNAL, ran=_ran)
+    # what processes before these have left is read by all before any goes on
+    world.meet()
+    journal = Journal(scratch, ran=_ran, rank=world.rank)
+    world.meet()
+    sent = world.sent
     prepare(chain.threads)
     context = Context(
         seed=options.seed,
@@ -108,7 +145,8 @@ def _carry_out_one(chain: Chain, number: int, source: Checkpoint, draft: Draft) 
         reporter=chain.reporter,
         journal=journal,
         inputs=chain.inputs,
-        work=scratch,
+        work=work,
+        world=world,
     )
     chain.reporter.debug(
         f"stage {number} ({stage.spec.name}) on {context.device}, {chain.threads} threads, kernels {options.kernels}"
@@ -124,6 +162,8 @@ def _carry_out_one(chain: Chain, number: int, source: Checkpoint, draft: Draft) 
         "dtype": options.dtype,
         "device": str(context.device),
         "threads": chain.threads,
+        "processes": world.size,
+        "bytes_sent": sum(world.together(world.sent - sent)),
         "kernels": journal.ran,
         "libraries": libraries(),
         "metrics": metrics,

@@ -18,6 +18,7 @@ from rewright.passes.errors import BoundError
 from rewright.passes.finite import all_finite
 from rewright.passes.layer import Layer, Part, Stopped, Stream
 from rewright.passes.loading import Assembly
+from rewright.passes.world import World
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -25,6 +26,8 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 IN_MEMORY_BYTES = 1 << 30
 # Tokens that go through a layer together. Fixed: another number would round the sums otherwise.
 BATCH_TOKENS = 1024
+# What is summed over tokens is summed in so many runs of batches at most, which processes share.
+CHUNKS = 16
 
 
 class Walk:
@@ -32,8 +35,9 @@ class Walk:
 
     `tokens` (rows, length) int64. The compressed stream carries every row, the dense one those from `dense_from`
     on (None: none). Rows from `samples` on are held out. A `resident` walk has the whole model in memory. Without
-    `through` rows that no dense ones stand beside go no further than into the last layer. Raises InputError for what
-    the checkpoint lacks, BoundError when a layer's output is not finite.
+    `through` rows that no dense ones stand beside go no further than into the last layer. Of several processes in a
+    `world` each carries some runs of rows. Raises InputError for what the checkpoint lacks, BoundError when a layer's
+    output is not finite.
     """
 
     def __init__(
@@ -46,8 +50,10 @@ class Walk:
         scratch: Path | None = None,
         resident: bool = False,
         through: bool = True,
+        world: World | None = None,
     ) -> None:
         self.assembly = assembly
+        self.world = world or World()
         self.resident, self.through = resident, through
         self.tokens = tokens
         self.samples = len(tokens) if samples is None else samples
@@ -61,9 +67,25 @@ class Walk:
         # as many of the calibration's rows as are held out, for errors to compare
         self.sampled = min(self.samples, max(len(tokens) - self.samples, 1)) if self.dense_from < len(tokens) else 0
         cuts = sorted({0, self.sampled, min(self.dense_from, len(tokens)), self.samples, len(tokens)})
-        self.batches = [
-            slice(i, min(i + size, stop)) for start, stop in pairwise(cuts) for i in range(start, stop, size)
-        ]
+        every = [slice(i, min(i + size, stop)) for start, stop in pairwise(cuts) for i in range(start, stop, size)]
+        self._share(every)
+
+    def _share(self, every: list[slice]) -> None:
+        """Take this process's runs of batches; `first` and `stop` are the rows that it carries."""
+        count = min(CHUNKS, len(every))
+        chunks: list[list[slice]] = [[] for _ in range(count)]
+        for index, rows in enumerate(every):
+            chunks[index * count // len(every)].append(rows)
+        costs = [sum((rows.stop - rows.start) * len(self.streams(rows)) for rows in chunk) for chunk in chunks]
+        own = self.world.share(costs)
+        self.batches = [rows for number in own for rows in chunks[number]]
+        self._chunk = {rows.start: number for number in own for rows in chunks[number]}
+        self.first = self.batches[0].start if self.batches else len(self.tokens)
+        self.stop = self.batches[-1].stop if self.batches else len(self.tokens)
+
+    def chunk(self, rows: slice) -> int:
+        """The run of batches, of all that there are, which a batch belongs to."""
+        return self._chunk[rows.start]
 
     def part(self, rows: slice) -> Part:
         """What the rows of a batch are for."""
@@ -110,7 +132,7 @@ class Walk:
 
     def _buffer(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """Room for the hidden states of a stream; for `next` as well, where the dense ones go when they move on."""
-        count = len(self.tokens) - (0 if name == "compressed" else self.dense_from)
+        count = self.stop - self._before(name)
         shape = (count, *like.shape[1:])
         size = count * like[0].numel()
         if self._scratch is None or size * like.element_size() <= IN_MEMORY_BYTES:
@@ -185,8 +207,12 @@ class Walk:
         """The hidden states that stand before the next layer, (rows, length, width)."""
         return self._rows(stream, rows)
 
+    def _before(self, name: str) -> int:
+        """The first row of which this process has a stream's hidden states."""
+        return self.first if name == "compressed" else max(self.first, self.dense_from)
+
     def _rows(self, name: str, rows: slice) -> torch.Tensor:
-        before = 0 if name == "compressed" else self.dense_from
+        before = self._before(name)
         return self._hidden[name][rows.start - before : rows.stop - before]
 
     def store(self, stream: Stream, rows: slice, hidden: torch.Tensor, name: str) -> None:
@@ -207,7 +233,7 @@ class Walk:
         """Hidden states of some rows, by index: of a stream before the layer, or of the dense one after it (`next`),
         once `Layer.look_ahead` has been there.
         """
-        return self._hidden[name][rows - (0 if name == "compressed" else self.dense_from)]
+        return self._hidden[name][rows - self._before(name)]
 
     def turn(self) -> None:
         """Go on from where the dense stream is after the layer."""

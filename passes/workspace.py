@@ -15,9 +15,9 @@ from rewright.formats.files import SCRATCH, storage, write_file
 from rewright.formats.provenance import STAMP, read_stamp
 from rewright.passes import keys
 from rewright.passes.context import usable_cpus
+from rewright.passes.journal import journals
 
 RECORD = "run.json"
-JOURNAL = "journal.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class Workspace:
 
     def holds_work(self) -> bool:
         """Whether something is finished in it, be it one unit of a stage."""
-        journals = self.path.glob(f"*.work/{JOURNAL}")
-        return any(journal.stat().st_size for journal in journals) or any(self.path.glob(f"*/{STAMP}"))
+        found = (journal for folder in self.path.glob("*.work") for journal in journals(folder))
+        return any(journal.stat().st_size for journal in found) or any(self.path.glob(f"*/{STAMP}"))
 
     def is_left_over(self, dst: Path) -> bool:
         """Whether nobody needs it: its result is published, or it was never begun."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft
-from rewright.passes.context import Context
+from rewright.passes.context import Context, Progress
+from rewright.passes.sharing import each
 
 
 def unit_of(name: str) -> str:
@@ -30,22 +31,21 @@ def write_by_layer(
 ) -> dict[str, Any]:
     """Call `write` for every name; a layer is on the disk and on record before the next, and a resume goes on from it.
 
-    `write` puts what the name stands for into the draft; what it returns is JSON, and comes back by name.
+    `write` puts what the name stands for into the draft; what it returns is JSON, and comes back by name. Processes
+    share the layers.
     """
-    done, parts = context.journal.done, units(names)
-    with context.reporter.progress(label, sum(map(len, parts.values()))) as bar:
-        for unit, members in parts.items():
-            if unit in done:
-                bar.advance(len(members))
-                continue
-            found: dict[str, Any] = {}
-            for name in members:
-                found[name] = write(name)
-                bar.advance()
-            draft.sync()
-            context.journal.record(unit, found)
-            context.reporter.event("written", unit=unit, names=len(members))
-    return {name: value for unit in parts for name, value in done[unit].items()}
+
+    def layer(unit: str, members: list[str], bar: Progress) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name in members:
+            found[name] = write(name)
+            bar.advance()
+        draft.sync()
+        context.reporter.event("written", unit=unit, names=len(members))
+        return found
+
+    made = each(context, label, units(names), len, layer)
+    return {name: value for found in made.values() for name, value in found.items()}
 
 
 def carry(context: Context, source: Checkpoint, draft: Draft) -> None:

@@ -74,5 +74,6 @@ CAST = Spec(
     grain="layer",
     metrics=frozenset({"cast", "kept", "bytes_before", "bytes_after", "largest_relative_error", "zeroed"}),
     paper="FP8 Formats for Deep Learning (arXiv:2209.05433)",
+    splits=lambda options: True,
     estimate=_estimate,
 )

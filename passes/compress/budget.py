@@ -158,8 +158,7 @@ def _measure_layer(
         for matrix in members:
             weight = job.original(matrix)
             for point, result in _tried(job, matrix, weight, moments[matrix.name], kind, points):
-                own = moments[matrix.name].hessian
-                errors[point] += 0.0 if own is None else hessian.quadratic(weight - result, own)
+                errors[point] += hessian.quadratic(weight - result, moments[matrix.name].hessian)
                 if point == reference:
                     layer.replace(matrix.local, matrix.turned(result))
         logits = layer.walk.onward(layer.index, rows).float().log_softmax(-1)
@@ -175,7 +174,7 @@ def _tried(
 ) -> list[tuple[float, torch.Tensor]]:
     """A matrix at each point, by a plain sweep."""
     own = moments.hessian
-    if own is None or not bool(own.diagonal().any()):
+    if not bool(own.diagonal().any()):
         return [(point, weight) for point in points]
     factor = hessian.factorise(own, job.options.damp, matrix.name)
     found = []

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
 
 from rewright.passes.compress import admm, hessian, solve, target
+from rewright.passes.compress.hessian import Factor
+from rewright.passes.compress.mask import Spread
 from rewright.passes.compress.plan import Matrix
 from rewright.passes.compress.refine import refine
 from rewright.passes.compress.solve import Solved
 from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.compress.statistics import Moments, SharedInput
+from rewright.passes.compress.units import Unit, units_of
 from rewright.passes.context import Reporter
 from rewright.passes.values import UNQUANTISED
+from rewright.passes.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +52,39 @@ class Fitted:
 
 @dataclass(frozen=True, slots=True)
 class Fitter:
-    """How matrices are fitted in a run; `stored` is the dtype of scales."""
+    """How matrices are fitted in a run, by the processes of `world`; `stored` is the dtype of scales."""
 
     options: CompressOptions
     stored: torch.dtype
     reporter: Reporter
+    world: World = field(default_factory=World)
 
-    def prune(self, shared: SharedInput, weights: Sequence[torch.Tensor]) -> Pruned:
-        """Target and zeros of matrices (rows, columns) that share an input."""
-        weight = torch.cat(list(weights))
-        options, moments = self.options, shared.own
-        name = shared.matrices[0].name
-        wanted = target.fit(weight, moments, name) if options.fits_dense else weight
-        kept = weight != 0 if options.mask == "keep" else None
-        assert moments.hessian is not None
-        if kept is None and not any(matrix.sparsity for matrix in shared.matrices):
-            return Pruned(wanted, wanted, None)
+    def prune(self, shared: SharedInput, units: Sequence[Unit], weights: Sequence[torch.Tensor]) -> list[Pruned]:
+        """Target and zeros of some units of the matrices that share an input; `weights` (rows, columns) by unit."""
+        options, moments, name, spread = self.options, shared.own, shared.matrices[0].name, self.spread(shared)
+        if not units and not spread.matrices:
+            return []
+        wanted = list(weights)
+        if options.fits_dense:
+            wanted = target.fit(weights, moments, [unit.rows for unit in units], name)
+        stacks = [unit.members for unit in units]
+        keeps = [weight != 0 for weight in weights] if options.mask == "keep" else None
+        if keeps is None and not any(matrix.sparsity for matrix in shared.matrices):
+            return [Pruned(one, one, None) for one in wanted]
         if options.mask == "sweep":
-            return (
-                self._swept(wanted, moments.hessian, shared.matrices) if options.tune else Pruned(wanted, wanted, None)
-            )
-        keep, found = admm.prune(wanted, moments.hessian, shared.matrices, options.pattern, options.mask_block, kept)
-        return Pruned(wanted, found, keep)
+            if not options.tune:
+                return [Pruned(one, one, None) for one in wanted]
+            return [self._swept(one, moments.hessian, members) for one, members in zip(wanted, stacks, strict=True)]
+        found = admm.prune(wanted, moments.hessian, stacks, options.pattern, options.mask_block, keeps, spread=spread)
+        return [Pruned(one, weight, keep) for one, (keep, weight) in zip(wanted, found, strict=True)]
+
+    def spread(self, shared: SharedInput) -> Spread:
+        """The matrices whose zeros are chosen in several units together."""
+        options = self.options
+        if options.pattern.of is not None or options.mask == "keep":
+            return Spread((), self.world)
+        cut = {member.name for unit in units_of(shared.matrices) for member in unit.members if member.is_cut}
+        return Spread(tuple(matrix for matrix in shared.matrices if matrix.name in cut and matrix.sparsity), self.world)
 
     def _swept(self, wanted: torch.Tensor, own: torch.Tensor, members: Sequence[Matrix]) -> Pruned:
         """Zeros by a sweep that rounds nothing, for weights that are tuned before they are rounded."""
@@ -78,33 +93,70 @@ class Fitter:
         solved = solve.sweep(wanted, factor.upper, whole, self.options, self.stored)
         return Pruned(wanted, solved.weight, solved.keep)
 
-    def fit(self, shared: SharedInput, pruned: Pruned) -> Iterator[Fitted]:
-        """Round matrices that share an input, those of equal bits together; in their order.
+    def fit(self, shared: SharedInput, units: Sequence[Unit], pruned: Sequence[Pruned]) -> Iterator[list[Fitted]]:
+        """Round some units, and in each matrices of equal bits together: for each unit its matrices, in their order.
 
         Raises BoundError naming a matrix whose Hessian has no factor.
         """
-        first = 0
-        for _, run in groupby(shared.matrices, key=lambda matrix: (matrix.bits, matrix.group)):
-            members = tuple(run)
-            rows = sum(matrix.rows for matrix in members)
-            own = pruned.rows(first, first + rows)
-            solved, damp = self._solve(shared.own, members, own)
-            at = 0
-            for matrix in members:
-                piece = slice(at, at + matrix.rows)
-                yield Fitted(matrix, solved.rows(piece.start, piece.stop), own.wanted[piece], damp)
-                at += matrix.rows
-            first += rows
+        spread = self.spread(shared)
+        if self.options.mask == "sweep" and spread.matrices and all(one.keep is None for one in pruned):
+            yield from self._fit_spread(shared, units, pruned, spread)
+            return
+        factors: dict[tuple[int | None, str], Factor] = {}
+        for unit, own in zip(units, pruned, strict=True):
+            found: list[Fitted] = []
+            first = 0
+            for _, run in groupby(unit.members, key=lambda matrix: (matrix.bits, matrix.group)):
+                members = tuple(run)
+                rows = sum(matrix.rows for matrix in members)
+                solved, damp = self._solve(shared.own, members, own.rows(first, first + rows), factors)
+                found += _apart(members, solved, own.wanted[first : first + rows], damp)
+                first += rows
+            yield found
 
-    def _solve(self, moments: Moments, members: Sequence[Matrix], pruned: Pruned) -> tuple[Solved, float]:
-        options, own = self.options, moments.hessian
-        assert own is not None
-        matrix = members[0]
+    def _fit_spread(
+        self, shared: SharedInput, units: Sequence[Unit], pruned: Sequence[Pruned], spread: Spread
+    ) -> Iterator[list[Fitted]]:
+        """Units that choose their zeros together, while they are swept."""
+        own, upper, damp = shared.own.hessian, None, 0.0
+        if units:
+            factor = self._factor(own, shared.matrices[0].name)
+            upper, damp = factor.upper, factor.damp
+        solved = solve.sweep_spread(
+            [one.weight for one in pruned],
+            upper,
+            [unit.members for unit in units],
+            self.options,
+            self.stored,
+            spread,
+            importance=own.diagonal().contiguous(),
+        )
+        for unit, one, result in zip(units, pruned, solved, strict=True):
+            matrix = unit.members[0]
+            yield _apart(unit.members, self._refined(result, one, own, damp, matrix), one.wanted, damp)
+
+    def _factor(self, own: torch.Tensor, name: str) -> Factor:
+        factor = hessian.factorise(own, self.options.damp, name)
+        if factor.damp > self.options.damp:
+            self.reporter.warn(f"`{name}`: damping raised from {self.options.damp:g} to {factor.damp:g}")
+        return factor
+
+    def _solve(
+        self,
+        moments: Moments,
+        members: tuple[Matrix, ...],
+        pruned: Pruned,
+        factors: dict[tuple[int | None, str], Factor],
+    ) -> tuple[Solved, float]:
+        options, own, matrix = self.options, moments.hessian, members[0]
         order = self._order(own.diagonal(), matrix)
         ordered = own if order is None else own[order][:, order]
-        factor = hessian.factorise(ordered, options.damp, matrix.name)
-        if factor.damp > options.damp:
-            self.reporter.warn(f"`{matrix.name}`: damping raised from {options.damp:g} to {factor.damp:g}")
+        # the columns' order hangs on the groups; a warning is given for each run of matrices
+        key = (matrix.group if order is not None else None, matrix.name)
+        if key not in factors:
+            factors.clear()
+            factors[key] = self._factor(ordered, matrix.name)
+        factor = factors[key]
         weight, keep = pruned.weight, pruned.keep
         if order is not None:
             weight, keep = weight[:, order], None if keep is None else keep[:, order]
@@ -119,15 +171,13 @@ class Fitter:
         )
         if order is not None:
             solved = _restored(solved, order, matrix.group or matrix.columns)
-        if options.refine:
-            solved = refine(
-                solved,
-                pruned.wanted,
-                hessian.damped(own, factor.damp),
-                bits=matrix.bits,
-                passes=options.refine,
-            )
-        return solved, factor.damp
+        return self._refined(solved, pruned, own, factor.damp, matrix), factor.damp
+
+    def _refined(self, solved: Solved, pruned: Pruned, own: torch.Tensor, damp: float, matrix: Matrix) -> Solved:
+        if not self.options.refine:
+            return solved
+        curvature = hessian.damped(own, damp)
+        return refine(solved, pruned.wanted, curvature, bits=matrix.bits, passes=self.options.refine)
 
     def _order(self, diagonal: torch.Tensor, matrix: Matrix) -> torch.Tensor | None:
         """Columns in the order in which they are rounded, None for their own.
@@ -141,6 +191,17 @@ class Fitter:
         inner = parts.argsort(dim=1, descending=True, stable=True)
         outer = parts.amax(dim=1).argsort(descending=True, stable=True)
         return (inner + torch.arange(len(parts), device=inner.device)[:, None] * group)[outer].flatten()
+
+
+def _apart(members: Sequence[Matrix], solved: Solved, wanted: torch.Tensor, damp: float) -> list[Fitted]:
+    """Stacked matrices one by one."""
+    found = []
+    first = 0
+    for matrix in members:
+        stop = first + matrix.rows
+        found.append(Fitted(matrix, solved.rows(first, stop), wanted[first:stop], damp))
+        first = stop
+    return found
 
 
 def _restored(solved: Solved, order: torch.Tensor, group: int) -> Solved:
@@ -166,6 +227,6 @@ def round_off(
 ) -> Fitted:
     """A matrix by a baseline, or one that no input reached: zeros by size, codes by rounding."""
     importance = None
-    if moments is not None and moments.hessian is not None and bool(moments.hessian.diagonal().any()):
+    if moments is not None and bool(moments.hessian.diagonal().any()):
         importance = moments.hessian.diagonal().contiguous()
     return Fitted(matrix, solve.round_nearest(weight, matrix, importance, options, stored), weight, None)

@@ -12,6 +12,7 @@ from rewright.formats.dtypes import to_torch
 from rewright.passes.compress import output
 from rewright.passes.compress.fit import Fitter
 from rewright.passes.compress.plan import Matrix, Plan
+from rewright.passes.compress.solve import Solved
 from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.context import Context
 from rewright.passes.loading import Assembly, stored_dtype
@@ -32,7 +33,7 @@ class Job:
     def fitter(self) -> Fitter:
         stored = to_torch(self.plan.scales)
         assert stored is not None
-        return Fitter(self.options, stored, self.context.reporter)
+        return Fitter(self.options, stored, self.context.reporter, self.context.world)
 
     @property
     def writers(self) -> tuple[str, ...]:
@@ -43,10 +44,9 @@ class Job:
         """A matrix of the source, float32 (rows, columns): from the file, as `--dtype` may round what is run."""
         return matrix.turned(output.read_matrix(self.source, matrix)).float().to(self.context.device)
 
-    def decoded(self, matrix: Matrix) -> torch.Tensor:
-        """A written matrix, float32 (rows, columns), with the rounding that the model's own dtype brings."""
-        held = output.read_back(self.draft, matrix, self.options, stored_dtype(self.source))
-        return matrix.turned(held).float().to(self.context.device)
+    def stored(self, solved: Solved) -> torch.Tensor:
+        """A compressed matrix, float32 (rows, columns), with the rounding that the model's own dtype brings."""
+        return solved.weight.to(stored_dtype(self.source)).float()
 
     def running(self, matrix: Matrix) -> torch.Tensor:
         """A written matrix as the walk goes on with it, in the dtype and layout of the running model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from rewright.passes.compress.fit import Fitted, Pruned, round_off
 from rewright.passes.compress.job import Job
 from rewright.passes.compress.plan import Matrix
 from rewright.passes.compress.statistics import Moments, SharedInput
+from rewright.passes.compress.units import Unit, units_of, whole
 from rewright.passes.layer import Layer
 
 Group = tuple[Matrix, ...]
@@ -25,9 +26,10 @@ def solve_layer(job: Job, layer: Layer) -> list[dict[str, Any]]:
     planned = job.plan.of_layer(layer.index)
     made = []
     with job.context.reporter.progress(f"layer {layer.index}", len(planned)) as bar:
-        for row in _visit(job, layer, visits, tuned):
-            made.append(row)
-            bar.advance(1, _note(row))
+        for index, groups in enumerate(visits):
+            for row in _visit(job, layer, groups, tuned, last=index == len(visits) - 1):
+                made.append(row)
+                bar.advance(1, _note(row))
     order = {matrix.name: place for place, matrix in enumerate(planned)}
     return sorted(made, key=lambda row: order[row["name"]])
 
@@ -51,15 +53,22 @@ def _visits(job: Job, layer: Layer) -> list[list[Group]]:
 
 
 def gather(
-    job: Job, layer: Layer, groups: list[Group], *, last: bool, weights: Mapping[str, torch.Tensor] | None = None
+    job: Job,
+    layer: Layer,
+    groups: list[Group],
+    *,
+    last: bool,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    kept: Collection[int] | None = None,
 ) -> list[SharedInput]:
-    """The moments of some groups; `weights` as in `statistics.gather`."""
+    """The moments of some groups; `weights` and `kept` as in `statistics.gather`."""
     return statistics.gather(
         layer,
         groups,
         dense=job.options.fits_dense,
         writers=job.writers,
         weights=weights,
+        kept=kept,
         look_ahead=last and job.options.fits_dense,
     )
 
@@ -91,9 +100,11 @@ def _pruned(
     job: Job, layer: Layer, shared: SharedInput, weights: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[Matrix, Pruned]]:
     """Matrices of one input with their zeros, put in the compressed stream."""
-    if _blind(shared):
+    if shared.blind:
         return
-    pruned = job.fitter.prune(shared, [weights[matrix.name] for matrix in shared.matrices])
+    weight = torch.cat([weights[matrix.name] for matrix in shared.matrices])
+    units = units_of(shared.matrices)
+    pruned = tune.stack(job.fitter.prune(shared, units, [weight[unit.rows] for unit in units]))
     first = 0
     for matrix in shared.matrices:
         part = pruned.rows(first, first + matrix.rows)
@@ -103,74 +114,91 @@ def _pruned(
 
 
 def _visit(
-    job: Job, layer: Layer, visits: list[list[Group]], tuned: dict[str, Pruned] | None
+    job: Job, layer: Layer, groups: list[Group], tuned: dict[str, Pruned] | None, *, last: bool
 ) -> Iterator[dict[str, Any]]:
-    for index, groups in enumerate(visits):
-        weights = {matrix.name: job.original(matrix) for group in groups for matrix in group}
-        last = index == len(visits) - 1
-        for shared in gather(job, layer, groups, last=last, weights=weights if tuned else None):
-            yield from _solve_group(job, layer, shared, weights, tuned)
-
-
-def _solve_group(
-    job: Job,
-    layer: Layer,
-    shared: SharedInput,
-    weights: Mapping[str, torch.Tensor],
-    tuned: dict[str, Pruned] | None,
-) -> Iterator[dict[str, Any]]:
-    started = time.monotonic()
-    found = list(_fitted(job, shared, weights, tuned))
-    spent = (time.monotonic() - started) / len(found)
-    for fitted in found:
-        matrix, weight = fitted.matrix, weights[fitted.matrix.name]
-        row = output.write(job.draft, fitted, job.options)
-        result = job.decoded(matrix)
-        row["tokens"] = shared.own.tokens
-        if matrix.expert and job.options.needs_text:
-            row["rounded"] = _unseen(shared)
-        row["proxy_loss"] = _proxy(fitted, shared.own)
-        row["error_calibration"] = statistics.error(shared.sampled or shared.own, matrix, weight, result)
-        row["error_held_out"] = statistics.error(shared.held_out, matrix, weight, result)
-        row["seconds"] = round(spent, 4)
-        if row["zeros"] == weight.numel() and bool(weight.any()):
-            job.context.reporter.warn(f"`{matrix.name}` became all zeros: its values are below what a scale can say")
-        layer.replace(matrix.local, job.running(matrix))
-        yield row
-
-
-def _unseen(shared: SharedInput) -> bool:
-    """Whether an expert was given fewer tokens than its matrices have columns: too few to fit them to."""
-    matrix = shared.matrices[0]
-    return matrix.expert and shared.own.tokens < matrix.columns
-
-
-def _blind(shared: SharedInput) -> bool:
-    """Whether there is nothing to fit the matrices of an input to."""
-    own = shared.own.hessian
-    return own is None or not bool(own.diagonal().any()) or _unseen(shared)
+    """Solve the groups of one walk through the layer, each process its units; then all go on with what was written."""
+    world = job.context.world
+    dense = {matrix.name: job.original(matrix) for group in groups for matrix in group} if tuned else None
+    split = units_of if job.options.method == "gptq" else whole
+    units = [(index, unit) for index, group in enumerate(groups) for unit in split(group)]
+    own = [units[place] for place in world.share([unit.cost for _, unit in units])]
+    # where nothing can be fitted a group is not split, and is the first unit's
+    leads = {index for index, unit in own if unit.first == 0}
+    found: list[dict[str, Any]] = []
+    met = gather(job, layer, groups, last=last, weights=dense, kept={index for index, _ in own})
+    for index, shared in enumerate(met):
+        mine = [unit for of, unit in own if of == index]
+        if job.options.method != "gptq" or shared.blind:
+            mine = whole(shared.matrices) if index in leads else []
+        started, before = time.monotonic(), len(found)
+        for fitted in _fitted(job, shared, mine, tuned):
+            found += [_finish(job, shared, one, weight) for one, weight in fitted]
+        for part in found[before:]:
+            part["seconds"] = (time.monotonic() - started) / (len(found) - before)
+        shared.drop()
+    job.draft.share()
+    parts = [part for theirs in world.together(found) for part in theirs]
+    for shared in met:
+        for matrix in shared.matrices:
+            row = _row(job, shared, matrix, [part for part in parts if part["name"] == matrix.name])
+            layer.replace(matrix.local, job.running(matrix))
+            yield row
 
 
 def _fitted(
-    job: Job, shared: SharedInput, weights: Mapping[str, torch.Tensor], tuned: dict[str, Pruned] | None
-) -> Iterator[Fitted]:
-    """The matrices of one input, compressed."""
-    options, blind = job.options, _blind(shared)
-    if blind and options.needs_text and not shared.matrices[0].expert:
-        job.context.reporter.warn(f"no calibration input reached `{shared.matrices[0].name}`: rounded without feedback")
-    if options.method != "gptq" or blind:
-        for matrix in shared.matrices:
-            yield round_off(matrix, weights[matrix.name], shared.own, options, job.fitter.stored)
+    job: Job, shared: SharedInput, units: list[Unit], tuned: dict[str, Pruned] | None
+) -> Iterator[list[tuple[Fitted, torch.Tensor]]]:
+    """This process's units of the matrices of one input, compressed; each part beside its weights of the source."""
+    options, fitter = job.options, job.fitter
+    if options.method != "gptq" or shared.blind:
+        if units and shared.blind and options.needs_text and not shared.matrices[0].expert:
+            name = shared.matrices[0].name
+            job.context.reporter.warn(f"no calibration input reached `{name}`: rounded without feedback")
+        for unit in units:
+            for matrix in unit.members:
+                weight = job.original(matrix)
+                yield [(round_off(matrix, weight, shared.own, options, fitter.stored), weight)]
         return
+    weights = [torch.cat([job.original(matrix) for matrix in unit.members]) for unit in units]
     if tuned is not None and all(matrix.name in tuned for matrix in shared.matrices):
-        pruned = tune.stack([tuned[matrix.name] for matrix in shared.matrices])
+        stack = tune.stack([tuned[matrix.name] for matrix in shared.matrices])
+        pruned = [stack.rows(unit.first, unit.stop) for unit in units]
     else:
-        pruned = job.fitter.prune(shared, [weights[matrix.name] for matrix in shared.matrices])
-    yield from job.fitter.fit(shared, pruned)
+        pruned = fitter.prune(shared, units, weights)
+    for fitted, weight in zip(fitter.fit(shared, units, pruned), weights, strict=True):
+        sizes = [one.matrix.rows for one in fitted]
+        yield list(zip(fitted, torch.split(weight, sizes), strict=True))
+
+
+def _finish(job: Job, shared: SharedInput, fitted: Fitted, weight: torch.Tensor) -> dict[str, Any]:
+    """Write a matrix, or some rows of one; what its row of the report takes from them."""
+    matrix, result = fitted.matrix, job.stored(fitted.solved)
+    part = output.write(job.draft, fitted, job.options)
+    part["proxy_loss"] = _proxy(fitted, shared.own)
+    part["calibration"] = statistics.error_terms(shared.sampled or shared.own, matrix, weight, result)
+    part["held_out"] = statistics.error_terms(shared.held_out, matrix, weight, result)
+    part["empty"] = not bool(weight.any())
+    return part
+
+
+def _row(job: Job, shared: SharedInput, matrix: Matrix, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """A matrix's row of the report from those of its parts."""
+    row = output.row(matrix, parts)
+    row["tokens"] = shared.own.tokens
+    if matrix.expert and job.options.needs_text:
+        row["rounded"] = shared.unseen
+    losses = [part["proxy_loss"] for part in parts]
+    row["proxy_loss"] = None if None in losses else sum(losses)
+    for name, moments in (("calibration", shared.sampled or shared.own), ("held_out", shared.held_out)):
+        row[f"error_{name}"] = statistics.error(moments, matrix.name, [part[name] for part in parts])
+    row["seconds"] = round(sum(part["seconds"] for part in parts), 4)
+    if row["zeros"] == matrix.rows * matrix.columns and not all(part["empty"] for part in parts):
+        job.context.reporter.warn(f"`{matrix.name}` became all zeros: its values are below what a scale can say")
+    return row
 
 
 def _proxy(fitted: Fitted, moments: Moments) -> float | None:
     """tr (Q - W') H (Q - W')^T: the rise of a token's squared output error over what was asked for."""
-    if moments.hessian is None or fitted.damp is None:
+    if fitted.damp is None:
         return None
     return hessian.quadratic(fitted.solved.weight - fitted.wanted, moments.hessian)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 def read_matrix(source: Checkpoint, matrix: Matrix) -> torch.Tensor:
     """A matrix of the source in the stored orientation. Raises InputError naming it when a value is not finite."""
+    if matrix.is_cut:
+        return _finite(source.read_rows(matrix.tensor, matrix.first, matrix.first + matrix.rows), matrix.name)
     if matrix.part is None:
         return read_finite(source, matrix.name)
     found = source.read_rows(matrix.tensor, matrix.part, matrix.part + 1)[0]
@@ -93,31 +96,45 @@ def copy_rest(context: Context, plan: Plan, source: Checkpoint, draft: Draft) ->
 
 
 def write(draft: Draft, fitted: Fitted, options: CompressOptions) -> dict[str, Any]:
-    """Write a compressed matrix; returns its row of the report, as far as the matrix itself tells it."""
+    """Write a compressed matrix, or some rows of one; what its row of the report takes from them."""
     matrix, result = fitted.matrix, fitted.solved
-    row: dict[str, Any] = {
+    part: dict[str, Any] = {
+        "name": matrix.name,
+        "zeros": int((result.weight == 0).sum()),
+        "clip": _clip(fitted),
+        "damp": fitted.damp,
+    }
+    scheme = scheme_of(matrix, options)
+    if scheme is not None:
+        part["bytes"] = _write_packed(draft, matrix, result, scheme)
+    else:
+        held = matrix.turned(result.weight).to(to_torch(matrix.dtype)).cpu()
+        draft.write(matrix.target, held, matrix.part, rows=matrix.first if matrix.is_cut else None)
+        part["bytes"] = nbytes(matrix.dtype, (matrix.rows, matrix.columns))
+    return part
+
+
+def row(matrix: Matrix, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A matrix's row of the report as far as what was written tells it, from those of its parts in their order."""
+    zeros, clips = sum(part["zeros"] for part in parts), [part["clip"] for part in parts if part["clip"]]
+    groups = sum(count for _, count in clips)
+    return {
         "name": matrix.name,
         "layer": matrix.layer,
         "rows": matrix.rows,
         "columns": matrix.columns,
         "bits": matrix.bits,
         "group_size": (matrix.group or "channel") if matrix.quantised else None,
-        "zeros": int((result.weight == 0).sum()),
-        "clip": _clip(fitted),
-        "damp": fitted.damp,
+        "zeros": zeros,
+        "clip": sum(total for total, _ in clips) / groups if groups else None,
+        "damp": parts[0]["damp"],
+        "sparsity": zeros / (matrix.rows * matrix.columns),
+        "bytes": sum(part["bytes"] for part in parts),
     }
-    row["sparsity"] = row["zeros"] / (matrix.rows * matrix.columns)
-    scheme = scheme_of(matrix, options)
-    if scheme is not None:
-        row["bytes"] = _write_packed(draft, matrix, result, scheme)
-    else:
-        draft.write(matrix.target, matrix.turned(result.weight).to(to_torch(matrix.dtype)).cpu(), matrix.part)
-        row["bytes"] = nbytes(matrix.dtype, (matrix.rows, matrix.columns))
-    return row
 
 
-def _clip(fitted: Fitted) -> float | None:
-    """The grid's range as a share of the range of the weights that were asked for, in the mean over groups."""
+def _clip(fitted: Fitted) -> tuple[float, int] | None:
+    """The grid's range as a share of that of the weights that were asked for: the sum over groups, and how many."""
     scale, keep = fitted.solved.scale, fitted.solved.keep
     if scale is None:
         return None
@@ -129,23 +146,28 @@ def _clip(fitted: Fitted) -> float | None:
         span = parts.amax(dim=2).clamp(min=0) - parts.amin(dim=2).clamp(max=0)
     there = span > 0
     shares = scale.float() * ((1 << fitted.matrix.bits) - 1) / torch.where(there, span, 1.0)
-    return float(shares[there].mean()) if bool(there.any()) else None
+    return float(shares[there].sum(dtype=torch.float64)), int(there.sum())
 
 
 def _write_packed(draft: Draft, matrix: Matrix, result: Solved, scheme: Record) -> int:
-    """The tensors of one packed matrix; returns their bytes."""
+    """The tensors of one packed matrix, or some of their rows; returns their bytes."""
     assert result.codes is not None
     assert result.scale is not None
-    parts = {
-        **_packed_codes(result.codes, scheme, matrix.name),
-        "weight_scale": result.scale,
-        "weight_shape": torch.tensor([matrix.rows, matrix.columns], dtype=torch.int64),
-    }
+    tensors = {**_packed_codes(result.codes, scheme, matrix.name), "weight_scale": result.scale}
     if result.zero is not None and isinstance(scheme, Scheme):
-        parts["weight_zero_point"] = pack(result.zero.t().contiguous(), scheme.bits).t().contiguous()
-    for leaf, tensor in parts.items():
-        draft.write(f"{matrix.module}.{leaf}", tensor.cpu())
-    return sum(tensor.numel() * tensor.element_size() for tensor in parts.values())
+        tensors["weight_zero_point"] = pack(result.zero.t().contiguous(), scheme.bits).t().contiguous()
+    for leaf, tensor in tensors.items():
+        first = matrix.first
+        if leaf == "weight_zero_point":
+            # packed along the rows; a part begins where a word does
+            first = first * matrix.bits // 32
+        draft.write(f"{matrix.module}.{leaf}", tensor.cpu(), rows=first if matrix.is_cut else None)
+    written = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if matrix.first:
+        return written
+    shape = torch.tensor([matrix.height, matrix.columns], dtype=torch.int64)
+    draft.write(f"{matrix.module}.weight_shape", shape)
+    return written + shape.nbytes
 
 
 def _packed_codes(codes: torch.Tensor, scheme: Record, name: str) -> dict[str, torch.Tensor]:

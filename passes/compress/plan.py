@@ -37,7 +37,8 @@ class Matrix:
 
     `name` is the tensor in the source, `written` what the result calls it. `bits` is 16 where it is only pruned;
     `sparsity` the share of its weights to set to zero. `expert` marks a matrix of a layer's experts: where one tensor
-    has them all, `part` is its place along the first axis, and its names end in `[part]`.
+    has them all, `part` is its place along the first axis, and its names end in `[part]`. Some rows of a matrix are a
+    matrix too, with the same names: `first` is where they begin, `whole` how many rows there are in all.
     """
 
     name: str
@@ -52,10 +53,30 @@ class Matrix:
     sparsity: float
     expert: bool = False
     part: int | None = None
+    first: int = 0
+    whole: int | None = None
 
     def at(self, part: int) -> Matrix:
         """The matrix that is one part of this tensor."""
         return replace(self, name=f"{self.name}[{part}]", written=f"{self.written}[{part}]", part=part)
+
+    def cut(self, first: int, stop: int) -> Matrix:
+        """Some of its rows."""
+        return replace(self, first=first, rows=stop - first, whole=self.rows)
+
+    @property
+    def is_cut(self) -> bool:
+        return self.whole is not None
+
+    @property
+    def height(self) -> int:
+        """The rows of the whole matrix."""
+        return self.rows if self.whole is None else self.whole
+
+    @property
+    def span(self) -> slice:
+        """Its rows within the whole matrix."""
+        return slice(self.first, self.first + self.rows)
 
     @property
     def tensor(self) -> str:

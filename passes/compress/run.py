@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rewright.passes.compress.fit import round_off
 from rewright.passes.compress.job import Job
 from rewright.passes.compress.layers import solve_layer
 from rewright.passes.compress.plan import (
+    Matrix,
     draw_up,
     held_out_samples,
     schemes,
@@ -28,9 +28,10 @@ from rewright.passes.compress.plan import (
     specs,
 )
 from rewright.passes.compress.spec import CompressOptions
-from rewright.passes.context import Context, compute_dtype
+from rewright.passes.context import Context, Progress, compute_dtype
 from rewright.passes.errors import InputError
 from rewright.passes.loading import Assembly, load_tokenizer, stored_dtype
+from rewright.passes.sharing import each
 from rewright.passes.spec import Layout, Metrics
 from rewright.passes.walk import Walk
 
@@ -59,8 +60,9 @@ def run(context: Context, options: CompressOptions, source: Checkpoint, draft: D
         for split in readers.splits(plan):
             context.reporter.warn(split)
     draft.declare(specs(plan, options, layout))
-    output.copy_rest(context, plan, source, draft)
-    found = {"matrices": list(_without_text(job))} if drawn is None else _walk(job, drawn)
+    if context.world.leads:
+        output.copy_rest(context, plan, source, draft)
+    found = {"matrices": _without_text(job)} if drawn is None else _walk(job, drawn)
     if dealt is not None:
         found["budget"] = dealt
     unseen = sum(row.get("rounded", False) for row in found["matrices"])
@@ -132,7 +134,15 @@ def _through(job: Job, drawn: calibration.Calibration) -> tuple[Walk, list[dict[
     tokens, samples = torch.cat([drawn.tokens, drawn.held_out]), len(drawn.tokens)
     both = options.fits_dense or options.tune or options.polish
     first = 0 if both else samples
-    walk = Walk(job.assembly, tokens, samples=samples, dense_from=first, scratch=context.work, through=False)
+    walk = Walk(
+        job.assembly,
+        tokens,
+        samples=samples,
+        dense_from=first,
+        scratch=context.work,
+        through=False,
+        world=context.world,
+    )
     rows: list[dict[str, Any]] = []
     layers: list[dict[str, Any]] = []
     with context.reporter.progress("compress layers", len(job.assembly.layers)) as bar:
@@ -163,18 +173,18 @@ def _note(layer: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     return "" if found is None else f"layer {layer['layer']} error {found:.4f}"
 
 
-def _without_text(job: Job) -> Iterator[dict[str, Any]]:
+def _without_text(job: Job) -> list[dict[str, Any]]:
     """Rounding needs no inputs: matrices are read, rounded and written one by one."""
-    context = job.context
-    with context.reporter.progress("compress matrices", len(job.plan.matrices)) as bar:
-        for matrix in job.plan.matrices:
-            if matrix.name not in context.journal.done:
-                started = time.monotonic()
-                fitted = round_off(matrix, job.original(matrix), None, job.options, job.fitter.stored)
-                row = output.write(job.draft, fitted, job.options)
-                row.update(tokens=0, proxy_loss=None, error_calibration=None, error_held_out=None)
-                row["seconds"] = round(time.monotonic() - started, 4)
-                job.draft.sync()
-                context.journal.record(matrix.name, row)
-            yield context.journal.done[matrix.name]
-            bar.advance()
+
+    def rounded(name: str, matrix: Matrix, bar: Progress) -> dict[str, Any]:
+        started = time.monotonic()
+        fitted = round_off(matrix, job.original(matrix), None, job.options, job.fitter.stored)
+        row = output.row(matrix, [output.write(job.draft, fitted, job.options)])
+        row.update(tokens=0, proxy_loss=None, error_calibration=None, error_held_out=None)
+        row["seconds"] = round(time.monotonic() - started, 4)
+        job.draft.sync()
+        bar.advance(matrix.rows * matrix.columns)
+        return row
+
+    matrices = {matrix.name: matrix for matrix in job.plan.matrices}
+    return list(each(job.context, "compress, weights", matrices, lambda m: m.rows * m.columns, rounded).values())

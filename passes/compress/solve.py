@@ -14,6 +14,7 @@ import torch
 
 from rewright.kernels.joint_sweep import joint_sweep
 from rewright.passes.compress import grid, mask
+from rewright.passes.compress.mask import Spread
 from rewright.passes.compress.plan import Matrix
 from rewright.passes.values import UNQUANTISED
 
@@ -128,22 +129,6 @@ def _kernel_spans(start: int, stop: int, group: int, most: int) -> Iterator[tupl
         start = end
 
 
-def _sweep_mask(
-    state: _Columns, upper: torch.Tensor, members: Sequence[Matrix], span: tuple[int, int], options: CompressOptions
-) -> torch.Tensor:
-    """Zeros of one block from the weights as the sweep has left them; counts are exact in every matrix.
-
-    Returns bool (columns, rows). A zero costs (w / U_jj)^2 (SparseGPT, equation 3); quant-aware, what rounding costs
-    anyway is taken off.
-    """
-    start, stop = span
-    cost = state.weight[start:stop].square()
-    if options.saliency == "quant-aware" and state.quantises:
-        cost -= _rounding(state, start, stop)
-    cost /= upper.diagonal()[start:stop, None].square()
-    return mask.choose(cost.t().contiguous(), members, options.pattern, span).t().contiguous()
-
-
 def _rounding(state: _Columns, start: int, stop: int) -> torch.Tensor:
     """The squared error of rounding each weight of some columns as they stand, (columns, rows)."""
     errors = []
@@ -155,6 +140,80 @@ def _rounding(state: _Columns, start: int, stop: int) -> torch.Tensor:
         codes = torch.round(weight / scale).add_(zero).clamp_(state.low, state.high)
         errors.append((codes - zero).mul_(scale).sub_(weight).square_())
     return torch.cat(errors)
+
+
+class _Sweep(_Columns):
+    """A stack on its way through a sweep, block by block."""
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        upper: torch.Tensor,
+        members: Sequence[Matrix],
+        options: CompressOptions,
+        stored: torch.dtype,
+        importance: torch.Tensor | None,
+        kept: torch.Tensor | None,
+        prunes: bool,
+    ) -> None:
+        group = members[0].group or weight.shape[1]
+        super().__init__(weight, members[0].bits, group, options, stored, importance)
+        self.members, self.upper, self.prunes = members, upper, prunes
+        given = None if kept is None else kept.t().contiguous()
+        self.chosen = torch.ones_like(self.weight, dtype=torch.bool) if prunes else given
+        self.loss = torch.zeros_like(self.weight[0])
+
+    def cost(self, start: int, stop: int) -> torch.Tensor:
+        """What zeros of a block cost, (rows, columns), from the weights as the sweep has left them.
+
+        A zero costs (w / U_jj)^2 (SparseGPT, equation 3); quant-aware, what rounding costs anyway is taken off.
+        """
+        cost = self.weight[start:stop].square()
+        if self.options.saliency == "quant-aware" and self.quantises:
+            cost -= _rounding(self, start, stop)
+        cost /= self.upper.diagonal()[start:stop, None].square()
+        return cost.t().contiguous()
+
+    def go(self, start: int, stop: int, keep: torch.Tensor | None) -> None:
+        """Solve a block, whose zeros are `keep` (rows, columns) where it chooses them, and correct what follows it."""
+        if keep is not None:
+            assert self.chosen is not None
+            self.chosen[start:stop] = keep.t()
+        columns, upper, group, chosen = len(self.weight), self.upper, self.group, self.chosen
+        held_back = None if chosen is None else chosen[start:stop]
+        errors = torch.empty_like(self.weight[start:stop])
+        for first, last in _kernel_spans(start, stop, group, KERNEL_COLUMNS):
+            own = None if held_back is None else held_back[first - start : last - start]
+            if self.quantises and first % group == 0:
+                whole = first + group <= stop
+                held = self.weight[first : first + group]
+                if not whole:
+                    held = held.clone()
+                    late = slice(stop, first + group)
+                    held[stop - first :].addmm_(upper[start:first, late].t(), errors[: first - start], alpha=-1)
+                # zeros of columns that lie behind the block are not chosen yet, unless all were given
+                known = chosen is not None and (whole or not self.prunes)
+                self.choose_grid(first, held, chosen[first : first + group] if chosen is not None and known else None)
+            index = first // group
+            done = joint_sweep(
+                self.weight[first:last].t(),
+                upper[first:last, first:last],
+                self.scale[index] if self.quantises else None,
+                self.zero[index] if self.quantises else None,
+                None if own is None else own.t(),
+                low=self.low,
+                high=self.high,
+            )
+            self.codes[first:last] = done.codes.t()
+            self.result[first:last] = done.dequantised.t()
+            errors[first - start : last - start] = done.error.t()
+            self.loss += done.loss
+            if last < stop:
+                self.weight[last:stop].addmm_(
+                    upper[first:last, last:stop].t(), errors[first - start : last - start], alpha=-1
+                )
+        if stop < columns:
+            self.weight[stop:].addmm_(upper[start:stop, stop:].t(), errors, alpha=-1)
 
 
 def sweep(
@@ -173,56 +232,50 @@ def sweep(
     from `hessian.factorise`; `importance` (c) the diagonal of the Hessian. `kept` bool (r, c) says where zeros are;
     without it the sweep chooses them. A group's scale is chosen when the sweep reaches it, from the corrected weights.
     """
-    columns = weight.shape[1]
-    group = members[0].group or columns
-    state = _Columns(weight, members[0].bits, group, options, stored, importance)
-    given = None if kept is None else kept.t().contiguous()
-    prunes = given is None and any(matrix.sparsity for matrix in members)
-    chosen = torch.ones_like(state.weight, dtype=torch.bool) if prunes else given
+    prunes = kept is None and any(matrix.sparsity for matrix in members)
+    state = _Sweep(weight, upper, members, options, stored, importance, kept, prunes)
+    for start, stop in _sweep_blocks(weight.shape[1], members[0], options, prunes):
+        keep = mask.choose(state.cost(start, stop), members, options.pattern, (start, stop)) if prunes else None
+        state.go(start, stop, keep)
+    return state.solved(state.chosen, state.loss)
+
+
+def sweep_spread(
+    weights: Sequence[torch.Tensor],
+    upper: torch.Tensor | None,
+    stacks: Sequence[Sequence[Matrix]],
+    options: CompressOptions,
+    stored: torch.dtype,
+    spread: Spread,
+    *,
+    importance: torch.Tensor | None = None,
+) -> list[Solved]:
+    """`sweep`, choosing zeros, of several stacks side by side, some of them parts of the matrices of `spread`.
+
+    Every process comes here, be it with no stack and no factor.
+    """
+    states = [
+        _Sweep(weight, upper, members, options, stored, importance, None, prunes=True)
+        for weight, members in zip(weights, stacks, strict=True)
+        if upper is not None
+    ]
+    matrix = spread.matrices[0]
+    for start, stop in _sweep_blocks(matrix.columns, matrix, options, prunes=True):
+        costs = [state.cost(start, stop) for state in states]
+        keeps = mask.choose_spread(costs, stacks, options.pattern, (start, stop), spread)
+        for state, keep in zip(states, keeps, strict=True):
+            state.go(start, stop, keep)
+    return [state.solved(state.chosen, state.loss) for state in states]
+
+
+def _sweep_blocks(columns: int, matrix: Matrix, options: CompressOptions, prunes: bool) -> Iterator[tuple[int, int]]:
+    """The blocks of columns that a sweep goes through."""
+    group = matrix.group or columns
     size = (options.mask_block or MASK_BLOCK) if prunes else BLOCK
     if options.pattern.of is not None:
         # a block must hold whole patterns; groups that do not are cut at the block's end
         size = max(1, size // options.pattern.of) * options.pattern.of
-    errors = torch.empty_like(state.weight[:size])
-    loss = torch.zeros_like(state.weight[0])
-    for start, stop in _blocks(columns, group if _nests(group, options) else columns, size):
-        if prunes:
-            assert chosen is not None
-            chosen[start:stop] = _sweep_mask(state, upper, members, (start, stop), options)
-        keep = None if chosen is None else chosen[start:stop]
-        for first, last in _kernel_spans(start, stop, group, KERNEL_COLUMNS):
-            own = None if keep is None else keep[first - start : last - start]
-            if state.quantises and first % group == 0:
-                whole = first + group <= stop
-                held = state.weight[first : first + group]
-                if not whole:
-                    held = held.clone()
-                    late = slice(stop, first + group)
-                    held[stop - first :].addmm_(upper[start:first, late].t(), errors[: first - start], alpha=-1)
-                # zeros of columns that lie behind the block are not chosen yet, unless all were given
-                known = chosen is not None and (whole or not prunes)
-                state.choose_grid(first, held, chosen[first : first + group] if chosen is not None and known else None)
-            index = first // group
-            done = joint_sweep(
-                state.weight[first:last].t(),
-                upper[first:last, first:last],
-                state.scale[index] if state.quantises else None,
-                state.zero[index] if state.quantises else None,
-                None if own is None else own.t(),
-                low=state.low,
-                high=state.high,
-            )
-            state.codes[first:last] = done.codes.t()
-            state.result[first:last] = done.dequantised.t()
-            errors[first - start : last - start] = done.error.t()
-            loss += done.loss
-            if last < stop:
-                state.weight[last:stop].addmm_(
-                    upper[first:last, last:stop].t(), errors[first - start : last - start], alpha=-1
-                )
-        if stop < columns:
-            state.weight[stop:].addmm_(upper[start:stop, stop:].t(), errors[: stop - start], alpha=-1)
-    return state.solved(chosen, loss)
+    return _blocks(columns, group if _nests(group, options) else columns, size)
 
 
 def _nests(group: int, options: CompressOptions) -> bool:

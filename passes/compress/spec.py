@@ -201,6 +201,11 @@ class CompressOptions:
         return self.pattern.sparsity or self.sparsity or 0.0
 
     @property
+    def splits(self) -> bool:
+        """Whether several processes share the work: tuning, polishing and measured budgets want all rows in one."""
+        return not (self.tune or self.polish or self.budget == "measured")
+
+    @property
     def prunes(self) -> bool:
         """Whether new zeros are asked for anywhere."""
         return bool(self.zeros or any(one.sparsity for one in self.sparsity_for))
@@ -257,5 +262,6 @@ COMPRESS = Spec(
         }
     ),
     paper="Compress, Then Prompt (arXiv:2305.11186); GPTQ (arXiv:2210.17323); SparseGPT (arXiv:2301.00774)",
+    splits=lambda options: options.splits,
     estimate=estimate,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from rewright.passes.compress.hessian import damped_cholesky
@@ -12,17 +14,20 @@ from rewright.passes.compress.statistics import Moments
 DAMP, SCARCE = 0.05, 5.0
 
 
-def fit(weight: torch.Tensor, moments: Moments, name: str) -> torch.Tensor:
-    """The weights of least |t - (W' - W) x|^2 + damp mean(diag H) |W' - W|^2, t as in `statistics`.
+def fit(weights: Sequence[torch.Tensor], moments: Moments, rows: Sequence[slice], name: str) -> list[torch.Tensor]:
+    """The weights W' of least |t - (W' - W) x|^2 + damp mean(diag H) |W' - W|^2, t as in `statistics`.
 
-    `weight` (r, c) float32, stacked matrices of one input. W' = W + T (H + damp mean(diag H) I)^-1 with T = t x^T and
-    damp = DAMP + SCARCE c / tokens. Returns (r, c); the weights themselves where no drift was taken or no input came.
+    `weights` float32 (r, c) each, some `rows` of the stacked matrices of one input. With T = t x^T,
+    W' = W + T (H + damp mean(diag H) I)^-1 and damp = DAMP + SCARCE c / tokens. The weights themselves come back where
+    no drift was taken or no input came.
     Raises BoundError naming the matrix when the Hessian has no factor.
     """
-    assert moments.hessian is not None
-    if moments.drift is None or not bool(moments.hessian.diagonal().any()):
-        return weight
-    wanted = moments.drift if moments.writes else torch.mm(weight, moments.drift)
-    damp = DAMP + SCARCE * weight.shape[1] / max(moments.tokens, 1)
+    if not weights or moments.drift is None or not bool(moments.hessian.diagonal().any()):
+        return list(weights)
+    damp = DAMP + SCARCE * len(moments.hessian) / max(moments.tokens, 1)
     lower, _ = damped_cholesky(moments.hessian, damp, name)
-    return weight + torch.cholesky_solve(wanted.t(), lower).t()
+    found = []
+    for weight, span in zip(weights, rows, strict=True):
+        wanted = moments.drift[span] if moments.writes else torch.mm(weight, moments.drift)
+        found.append(weight + torch.cholesky_solve(wanted.t(), lower).t())
+    return found

@@ -8,13 +8,14 @@ from rewright.formats.bitmask import METHOD
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft
 from rewright.formats.provenance import history
-from rewright.passes.context import Context
+from rewright.passes.context import Context, Progress
 from rewright.passes.convert.codes import Reader, converted, most
 from rewright.passes.convert.order import ordered
 from rewright.passes.convert.output import config, copied_bytes, specs
 from rewright.passes.convert.plan import SHARED, Plan, draw_up, settle
 from rewright.passes.convert.spec import ConvertOptions
 from rewright.passes.matrices import packed_shape
+from rewright.passes.sharing import each
 from rewright.passes.spec import Layout, Metrics
 from rewright.passes.writing import carry, units, write_by_layer
 
@@ -56,21 +57,18 @@ def _link(context: Context, plan: Plan, source: Checkpoint, draft: Draft) -> Met
 
 def _count(context: Context, plan: Plan, layout: Layout, source: Checkpoint) -> dict[str, tuple[int, int, int]]:
     """`most` of every packed matrix."""
-    found: dict[str, tuple[int, int, int]] = {}
-    done = context.journal.done
-    with context.reporter.progress("count zeros, matrices", len(plan.modules)) as bar:
-        for unit, names in units(ordered(plan, layout)).items():
-            modules = [name for name in names if name in plan.modules]
-            if modules and f"count {unit}" not in done:
-                counts: dict[str, Any] = {}
-                for name in modules:
-                    counts[name] = most(Reader(source, plan.modules[name]))
-                    bar.advance()
-                context.journal.record(f"count {unit}", counts)
-            elif modules:
-                bar.advance(len(modules))
-            found |= {name: tuple(counts) for name, counts in done.get(f"count {unit}", {}).items()}
-    return found
+
+    def count(unit: str, modules: list[str], bar: Progress) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name in modules:
+            found[name] = most(Reader(source, plan.modules[name]))
+            bar.advance()
+        return found
+
+    packed = units(name for name in ordered(plan, layout) if name in plan.modules)
+    counted = {f"count {unit}": modules for unit, modules in packed.items()}
+    found = each(context, "count zeros, matrices", counted, len, count)
+    return {name: tuple(counts) for modules in found.values() for name, counts in modules.items()}
 
 
 def _write(plan: Plan, name: str, source: Checkpoint, draft: Draft) -> int:

@@ -31,5 +31,6 @@ CONVERT = Spec(
     grain="layer",
     metrics=frozenset({"matrices", "sparsity", "bits_per_weight", "kept"}),
     paper="Compress, Then Prompt (arXiv:2305.11186)",
+    splits=lambda options: True,
     estimate=estimate,
 )

@@ -25,6 +25,7 @@ from rewright.passes.compress.fit import Fitter
 from rewright.passes.compress.plan import draw_up
 from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.compress.statistics import gather
+from rewright.passes.compress.units import units_of
 from rewright.passes.context import Silent
 from rewright.passes.loading import Assembly
 from rewright.passes.spec import Layout
@@ -84,13 +85,15 @@ def measure(sparsity: float, group_size: int, full: bool) -> dict[str, Any]:
             planned = {matrix.local: matrix for matrix in plan.of_layer(layer.index)}
             groups = [tuple(planned[path] for path in paths) for stage in layer.stages() for paths in stage]
             for shared in gather(layer, groups, dense=full, writers=plan.family.writers):
-                weights = [matrix.turned(layer.weight(matrix.local)).float() for matrix in shared.matrices]
-                parameters += sum(weight.numel() for weight in weights)
+                weight = torch.cat([m.turned(layer.weight(m.local)).float() for m in shared.matrices])
+                parameters += weight.numel()
+                units = units_of(shared.matrices)
+                weights = [weight[unit.rows] for unit in units]
                 started = time.process_time()
-                list(fitter.fit(shared, fitter.prune(shared, weights)))
+                list(fitter.fit(shared, units, fitter.prune(shared, units, weights)))
                 seconds += time.process_time() - started
                 share.enable()
-                list(fitter.fit(shared, fitter.prune(shared, weights)))
+                list(fitter.fit(shared, units, fitter.prune(shared, units, weights)))
                 share.disable()
             layers.append({"cpu_seconds": round(seconds, 3), "python_share": round(python_share(share), 3)})
     return {

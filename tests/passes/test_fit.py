@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from rewright.passes.compress import admm, hessian, solve
 from rewright.passes.compress.fit import Fitted, Fitter, Pruned, round_off
+from rewright.passes.compress.mask import Spread
 from rewright.passes.compress.refine import refine
 from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.compress.statistics import Moments, SharedInput
+from rewright.passes.compress.units import whole
 from rewright.passes.context import Silent
 from rewright.passes.values import Bits, GroupSize, Pattern
+from rewright.passes.world import World
 from tests.passes.problems import damped, decoded, matrices, options, problem
 
 
@@ -51,7 +54,9 @@ def _prune(
     weight: torch.Tensor, own: torch.Tensor, asked: CompressOptions, *rows: int, keep: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     members = matrices(asked, *rows, columns=weight.shape[1])
-    return admm.prune(weight, own, members, asked.pattern, asked.mask_block, keep)
+    keeps = None if keep is None else [keep]
+    (found,) = admm.prune([weight], own, [members], asked.pattern, asked.mask_block, keeps, spread=Spread((), World()))
+    return found
 
 
 @pytest.mark.parametrize("said", PATTERNS, ids=str)
@@ -165,7 +170,14 @@ def fitted(
 ) -> list[Fitted]:
     fitter = Fitter(asked, stored, Silent())
     met = shared(asked, own, *rows)
-    return list(fitter.fit(met, fitter.prune(met, list(weight.split(list(rows))))))
+    return solve_whole(fitter, met, weight)
+
+
+def solve_whole(fitter: Fitter, met: SharedInput, weight: torch.Tensor) -> list[Fitted]:
+    """All matrices of an input as one unit."""
+    units = whole(met.matrices)
+    (found,) = fitter.fit(met, units, fitter.prune(met, units, [weight]))
+    return found
 
 
 @pytest.mark.parametrize("group", [8, 16, None])
@@ -209,7 +221,7 @@ def test_matrices_of_other_bits_are_solved_apart() -> None:
     bits = (4, 2, 16)
     members = tuple(replace(matrix, bits=each) for matrix, each in zip(met.matrices, bits, strict=True))
     met.matrices = members
-    found = list(fitter.fit(met, fitter.prune(met, list(weight.split([16, 8, 16])))))
+    found = solve_whole(fitter, met, weight)
     assert [one.matrix for one in found] == list(members)
     assert [one.solved.codes is None for one in found] == [False, False, True]
     assert int(found[1].solved.codes.abs().max()) <= 2  # type: ignore[union-attr]  # it has codes
@@ -238,12 +250,13 @@ def test_a_sweep_s_own_zeros_can_be_tuned_before_it_rounds() -> None:
     for tune in (0, 5):
         fitter = Fitter(replace(asked, tune=tune), torch.bfloat16, Silent())
         met = shared(asked, own, 24, 16)
-        pruned = fitter.prune(met, list(weight.split([24, 16])))
+        units = whole(met.matrices)
+        (pruned,) = fitter.prune(met, units, [weight])
         assert (pruned.keep is None) == (tune == 0)
         if tune:
             assert pruned.keep is not None
             assert int((~pruned.keep[24:]).sum()) == 16 * 24
-        for one in fitter.fit(met, pruned):
+        for one in next(fitter.fit(met, units, [pruned])):
             assert one.solved.keep is not None
             assert int((~one.solved.keep).sum()) == one.matrix.rows * 24
 

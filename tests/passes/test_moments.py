@@ -125,6 +125,18 @@ def _coarse(weight: torch.Tensor) -> torch.Tensor:
     return (weight / step).round() * step
 
 
+def _told(moments: Moments | None, matrix: Matrix, weight: torch.Tensor, result: torch.Tensor) -> float | None:
+    """A matrix's error, whole and from two parts of its rows, which must agree."""
+    found = []
+    for cuts in ([(0, len(weight))], [(0, 2), (2, len(weight))]):
+        parts = [(matrix.cut(first, stop), slice(first, stop)) for first, stop in cuts]
+        terms = [statistics.error_terms(moments, part, weight[rows], result[rows]) for part, rows in parts]
+        found.append(statistics.error(moments, matrix.name, terms))
+    whole, apart = found
+    assert whole == (apart if apart is None else pytest.approx(apart, rel=1e-3, abs=1e-9))
+    return whole
+
+
 @pytest.mark.parametrize("replaced", [False, True], ids=["as stored", "replaced"])
 def test_error_against_the_dense_model_is_that_of_every_token(case: Midway, replaced: bool) -> None:
     """Also where the compressed stream runs with matrices of the layer that were replaced already, as tuning does."""
@@ -137,7 +149,7 @@ def test_error_against_the_dense_model_is_that_of_every_token(case: Midway, repl
     for path, matrix in case.matrices.items():
         weight = weights[matrix.name]
         for result in (weight, _coarse(weight)):
-            told = statistics.error(found[path].held_out, matrix, weight, result)
+            told = _told(found[path].held_out, matrix, weight, result)
             expected = _lost(case, path, ours[path], dense[path], weight, result)
             assert told == pytest.approx(expected, rel=2e-3), path
 
@@ -149,10 +161,8 @@ def test_error_on_a_matrix_s_own_inputs(case: Midway) -> None:
         inputs = ours[path].inputs.double()
         lost = inputs @ (weight - _coarse(weight)).double().t()
         expected = float(lost.square().sum() / (inputs @ weight.double().t()).square().sum())
-        assert statistics.error(found[path].held_out, matrix, weight, _coarse(weight)) == pytest.approx(
-            expected, rel=1e-3
-        )
-        assert statistics.error(found[path].held_out, matrix, weight, weight) == 0
+        assert _told(found[path].held_out, matrix, weight, _coarse(weight)) == pytest.approx(expected, rel=1e-3)
+        assert _told(found[path].held_out, matrix, weight, weight) == 0
         assert found[path].own.tokens == SAMPLES * TOKENS.shape[1]
 
 
@@ -183,7 +193,10 @@ def test_the_target_is_the_least_squares_fit(case: Midway) -> None:
     ours, dense = (case.met(slice(0, SAMPLES), dense=one) for one in (False, True))
     for path in case.matrices:
         weight, own, inputs = case.weight(path), found[path].own, ours[path].inputs.double()
-        fitted = target.fit(weight, own, path)
+        (fitted,) = target.fit([weight], own, [slice(0, len(weight))], path)
+        parts = [slice(0, 3), slice(3, len(weight))]
+        apart = target.fit([weight[rows] for rows in parts], own, parts, path)
+        assert torch.allclose(torch.cat(apart), fitted, atol=1e-5)
         damp = 0.05 + 5 * inputs.shape[1] / len(inputs)
         pull = (damp * inputs.square().mean()).sqrt()
         size = len(inputs) ** 0.5
@@ -196,9 +209,7 @@ def test_the_target_is_the_least_squares_fit(case: Midway) -> None:
         gap = float((fitted - weight - exact).norm() / exact.norm())
         assert gap < 1e-3, path
         # and it is worth it on other tokens
-        before, after = (
-            statistics.error(found[path].held_out, case.matrices[path], weight, one) for one in (weight, fitted)
-        )
+        before, after = (_told(found[path].held_out, case.matrices[path], weight, one) for one in (weight, fitted))
         assert before is not None
         assert after is not None
         assert after < 0.95 * before
@@ -206,13 +217,13 @@ def test_the_target_is_the_least_squares_fit(case: Midway) -> None:
 
 def test_no_drift_is_nothing_to_make_good() -> None:
     weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    assert target.fit(weight, Moments(tokens=3, hessian=torch.eye(6)), "w") is weight
-    none = Moments(tokens=3, hessian=torch.zeros(6, 6), drift=torch.zeros(6, 6))
-    assert target.fit(weight, none, "w") is weight
-    still = Moments(tokens=3, hessian=torch.eye(6), drift=torch.zeros(6, 6))
-    assert torch.equal(target.fit(weight, still, "w"), weight)
+    rows = [slice(0, 4)]
+    for moments in (Moments(3, torch.eye(6)), Moments(3, torch.zeros(6, 6), torch.zeros(6, 6))):
+        assert target.fit([weight], moments, rows, "w")[0] is weight
+    still = Moments(3, torch.eye(6), torch.zeros(6, 6))
+    assert torch.equal(target.fit([weight], still, rows, "w")[0], weight)
     (matrix,) = matrices(options(), 4, columns=6)
-    for empty in (None, Moments(), Moments(hessian=torch.eye(6))):
-        assert statistics.error(empty, matrix, weight, weight) is None
+    for empty in (None, Moments(0, torch.eye(6))):
+        assert _told(empty, matrix, weight, weight) is None
     silent = Moments(2, torch.zeros(6, 6), torch.zeros(6, 6), outputs={matrix.name: 0.0}, misses={matrix.name: 0.0})
-    assert statistics.error(silent, matrix, weight, weight) is None
+    assert _told(silent, matrix, weight, weight) is None

@@ -12,7 +12,7 @@ from pathlib import Path
 # What mallopt(3) calls its options, and from which size on a tensor gets pages of its own: large enough that the time
 # a fresh page takes is nothing beside what is done with it.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-LARGE_BYTES = 8 << 20
+LARGE_BYTES = 4 << 20
 
 LIBRARIES = ("torch", "triton", "transformers", "safetensors", "compressed-tensors", "numpy")
 

@@ -18,6 +18,7 @@ from rewright.passes.errors import BoundError
 from rewright.passes.finite import all_finite
 from rewright.passes.layer import Layer, Part, Stopped, Stream
 from rewright.passes.loading import Assembly
+from rewright.passes.machine import give_back
 from rewright.passes.world import World
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -112,6 +113,8 @@ class Walk:
             if not self.resident:
                 self.assembly.release(name)
                 self._leave_embedding()
+                # what a layer leaves on the heap in pieces too small for the next would add up
+                give_back()
 
     def _leave_embedding(self) -> None:
         """Free the largest of what stands before the layers, until tokens are embedded again."""

@@ -39,9 +39,8 @@ def specs(options: CastOptions, layout: Layout) -> list[TensorSpec]:
 
 
 def config(options: CastOptions, layout: Layout, made: list[TensorSpec]) -> dict[str, Any]:
-    """The top-level keys of config.json that change."""
+    """The top-level keys of config.json that change: none for 8 bits, which readers widen to the dtype of before."""
     code = options.to.upper()
-    # no model is computed in 8 bits without scales: readers widen what they find to the dtype of before
     said = dtype_changes(layout.config, code if code in FLOATS else None, stored_float(layout.tensors))
     return said if any(spec.dtype == code for spec in made) else {}
 

@@ -164,7 +164,7 @@ def _carry_out_one(chain: Chain, number: int, source: Checkpoint, draft: Draft, 
         "threads": chain.threads,
         "processes": world.size,
         "bytes_sent": sum(world.together(world.sent - sent)),
-        "kernels": journal.ran,
+        "kernels": _union(world.together(journal.ran)),
         "libraries": libraries(),
         "metrics": metrics,
         "seconds": round(journal.seconds, 3),
@@ -187,6 +187,13 @@ def _work(stage: Stage, kernels: str, context: Context, source: Checkpoint, draf
         if isinstance(value, float) and not math.isfinite(value):
             raise BoundError(f"`{name}` came out as {value}", hint="try `--dtype f32`, or check the source")
     return metrics
+
+
+def _union(ran: Sequence[Mapping[str, list[str]]]) -> dict[str, list[str]]:
+    """The implementations of each op that ran in any of the processes."""
+    return {
+        op: sorted({name for own in ran for name in own.get(op, ())}) for op in sorted({op for own in ran for op in own})
+    }
 
 
 def _ran() -> dict[str, list[str]]:

@@ -243,7 +243,7 @@ class CompressOptions:
 COMPRESS = Spec(
     name="compress",
     summary="prune and quantise a model, each matrix fitted to what the dense model does",
-    version=3,
+    version=4,
     options=CompressOptions,
     impl="rewright.passes.compress.run:run",
     wants=frozenset({"weights", "config", "tokenizer", "text"}),

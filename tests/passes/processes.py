@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -76,3 +81,45 @@ def together(size: int, work: Callable[[World, Any], T]) -> list[T]:
     if failed:
         raise failed[0]
     return found
+
+
+# A process that torchrun starts: `rewright` with units so small that a tiny matrix is cut, and what a test adds.
+_MAIN = """
+import os
+from rewright.passes.compress import units
+units.WEIGHTS = 1500
+{also}
+from rewright.cli.main import main
+main()
+"""
+
+
+class Launched:
+    """A command under torchrun, with the processes that it starts."""
+
+    def __init__(self, folder: Path, size: int, words: Sequence[str | Path], also: str = "") -> None:
+        script = folder / f"main-{size}.py"
+        script.write_text(_MAIN.format(also=also))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), script]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        self.size, self.script = size, script
+        self._process = subprocess.Popen(
+            [*map(str, command), *map(str, words)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def workers(self) -> dict[int, int]:
+        """Process numbers by rank, of those that are running."""
+        found = {}
+        for folder in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                said = dict(line.partition(b"=")[::2] for line in (folder / "environ").read_bytes().split(b"\0"))
+                if str(self.script).encode() in words and b"RANK" in said:
+                    found[int(said[b"RANK"])] = int(folder.name)
+        return found
+
+    def wait(self, timeout: float = 240) -> tuple[int, str, str]:
+        """Exit status, what was written to stdout, and what the processes themselves said on stderr."""
+        out, err = self._process.communicate(timeout=timeout)
+        lines = [line for line in err.decode().splitlines() if line.startswith(("error:", "hint:", "warning:"))]
+        return self._process.returncode, out.decode(), "\n".join(lines) if self._process.returncode else err.decode()

@@ -191,9 +191,8 @@ def _work(stage: Stage, kernels: str, context: Context, source: Checkpoint, draf
 
 def _union(ran: Sequence[Mapping[str, list[str]]]) -> dict[str, list[str]]:
     """The implementations of each op that ran in any of the processes."""
-    return {
-        op: sorted({name for own in ran for name in own.get(op, ())}) for op in sorted({op for own in ran for op in own})
-    }
+    ops = sorted({op for own in ran for op in own})
+    return {op: sorted({name for own in ran for name in own.get(op, ())}) for op in ops}
 
 
 def _ran() -> dict[str, list[str]]:

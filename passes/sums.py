@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rewright.passes.chunks import PIECE, Span, merge, sent_of_piece
+
 if TYPE_CHECKING:
     from rewright.passes.world import World
-
-# (first term, number of terms)
-Span = tuple[int, int]
-# Elements that go through an exchange at a time, so that its buffers stay small beside what is added up.
-PIECE = 1 << 23
 
 
 class OrderedSum:
@@ -64,12 +61,9 @@ class OrderedSum:
 
 def _merge(spans: list[Span], parts: list[torch.Tensor]) -> None:
     """Add the last partial sum to its sibling for as long as there is one."""
-    while len(spans) > 1:
-        (first, size), (second, other) = spans[-2:]
-        if size != other or second != first + size or first % (2 * size):
-            return
-        parts[-2].add_(parts.pop())
-        spans[-2:] = [(first, 2 * size)]
+    while merge(spans):
+        last = parts.pop()
+        parts[-1].add_(last)
 
 
 def _fold(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -118,11 +112,4 @@ def _exchange_piece(
     gathered = [torch.empty_like(own) for _ in range(world.size)]
     group.all_gather(gathered, own)
     out.copy_(torch.cat(gathered)[: len(out)])
-    world.sent += exchanged_bytes(len(out), out.element_size(), len(parts), world.rank, world.size)
-
-
-def exchanged_bytes(numel: int, width: int, parts: int, rank: int, world: int) -> int:
-    """What a process sends of so many partial sums, a piece of one exchange: others' slices, then its own to all."""
-    slab = -(-numel // world)
-    mine = max(0, min((rank + 1) * slab, numel) - rank * slab)
-    return width * (parts * (numel - mine) + slab * (world - 1))
+    world.sent += sent_of_piece(len(out), out.element_size(), len(parts), world.rank, world.size)

@@ -8,12 +8,12 @@ what goes into them and comes out of them, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from rewright.passes.chunks import batches, chunks
 from rewright.passes.errors import BoundError
 from rewright.passes.finite import all_finite
 from rewright.passes.layer import Layer, Part, Stopped, Stream
@@ -25,10 +25,6 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 # Hidden states past this size are kept in a file, where the system can page them.
 IN_MEMORY_BYTES = 1 << 30
-# Tokens that go through a layer together. Fixed: another number would round the sums otherwise.
-BATCH_TOKENS = 1024
-# What is summed over tokens is summed in so many runs of batches at most, which processes share.
-CHUNKS = 16
 
 
 class Walk:
@@ -64,23 +60,18 @@ class Walk:
         self._calls: dict[int, list[Call]] = {}
         self._hidden: dict[str, torch.Tensor] = {}
         self._scratch = scratch
-        size = max(1, BATCH_TOKENS // max(1, tokens.shape[1]))
         # as many of the calibration's rows as are held out, for errors to compare
         self.sampled = min(self.samples, max(len(tokens) - self.samples, 1)) if self.dense_from < len(tokens) else 0
-        cuts = sorted({0, self.sampled, min(self.dense_from, len(tokens)), self.samples, len(tokens)})
-        every = [slice(i, min(i + size, stop)) for start, stop in pairwise(cuts) for i in range(start, stop, size)]
-        self._share(every)
+        self._share(batches(len(tokens), tokens.shape[1], (self.sampled, self.dense_from, self.samples)))
 
     def _share(self, every: list[slice]) -> None:
         """Take this process's runs of batches; `first` and `stop` are the rows that it carries."""
-        count = min(CHUNKS, len(every))
-        chunks: list[list[slice]] = [[] for _ in range(count)]
-        for index, rows in enumerate(every):
-            chunks[index * count // len(every)].append(rows)
-        costs = [sum((rows.stop - rows.start) * len(self.streams(rows)) for rows in chunk) for chunk in chunks]
-        own = self.world.share(costs)
-        self.batches = [rows for number in own for rows in chunks[number]]
-        self._chunk = {rows.start: number for number in own for rows in chunks[number]}
+        runs = chunks(every)
+        own = self.world.share(
+            [sum((rows.stop - rows.start) * len(self.streams(rows)) for rows in run) for run in runs]
+        )
+        self.batches = [rows for number in own for rows in runs[number]]
+        self._chunk = {rows.start: number for number in own for rows in runs[number]}
         self.first = self.batches[0].start if self.batches else len(self.tokens)
         self.stop = self.batches[-1].stop if self.batches else len(self.tokens)
 

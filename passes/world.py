@@ -24,7 +24,8 @@ from rewright.passes.errors import ResourceError
 if TYPE_CHECKING:
     import torch
 
-    from rewright.passes.sums import OrderedSum, Span
+    from rewright.passes.chunks import Span
+    from rewright.passes.sums import OrderedSum
 
 T = TypeVar("T")
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rewright.passes.chunks import BATCH_TOKENS
 from rewright.passes.compress.shapes import FLOAT, Counting, Group
 
 # Held equal to what the steps themselves say, by a test: their modules need torch.
-BATCH_TOKENS = 1024
 ADMM_ITERATIONS = 30
 ADMM_SELECTIONS = 20
 TUNE_TOKENS = 2048

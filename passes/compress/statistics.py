@@ -15,11 +15,12 @@ import torch
 
 from rewright.kernels.cross_update import cross_update
 from rewright.kernels.hessian_update import hessian_update
+from rewright.passes.chunks import Span
 from rewright.passes.compress.hessian import quadratic
 from rewright.passes.compress.plan import Matrix
 from rewright.passes.errors import BoundError
 from rewright.passes.layer import Batch, Layer
-from rewright.passes.sums import OrderedSum, Span
+from rewright.passes.sums import OrderedSum
 from rewright.passes.world import World
 
 

@@ -18,7 +18,6 @@ from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.spec import Layout
 from rewright.passes.values import CODE_BITS, Bits, BitsFor, GroupSize, Pattern
-from rewright.passes.walk import BATCH_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -234,7 +233,6 @@ def test_a_dry_run_says_what_each_step_takes(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_counts_are_those_of_the_steps_themselves() -> None:
-    assert cost.BATCH_TOKENS == BATCH_TOKENS
     assert admm.CHOOSING + admm.SETTLING == cost.ADMM_ITERATIONS
     assert admm.CHOOSING == cost.ADMM_SELECTIONS
     assert (tune.STEP_TOKENS, polish.STEP_TOKENS) == (cost.TUNE_TOKENS, cost.POLISH_TOKENS)

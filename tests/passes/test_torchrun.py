@@ -8,10 +8,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from rewright.formats.checkpoint import Checkpoint
+from rewright.passes import chunks
+from rewright.passes.compress import solve, spread, traffic, units
+from rewright.passes.compress.plan import draw_up
+from rewright.passes.compress.shapes import Counting
+from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.evaluate import evaluate
+from rewright.passes.spec import Layout, from_plain
 from tests.passes.forks import Forks
 from tests.passes.outputs import beside, contents, stamp
 from tests.passes.processes import Launched
@@ -24,7 +32,7 @@ def words(source: Path, dst: Path, text: Path, *more: str) -> list[str | Path]:
     return ["compress", source, dst, *STEPS, "--calibration-text", text, *more]
 
 
-SMALL_BATCHES = "from rewright.passes import walk\nwalk.BATCH_TOKENS = 128"
+SMALL_BATCHES = "from rewright.passes import chunks\nchunks.BATCH_TOKENS = 128"
 
 
 def same(found: Path, expected: Path) -> None:
@@ -169,3 +177,25 @@ def test_what_is_not_split_is_done_by_one(tiny: Callable[[str], Path], text: Pat
     assert json.loads(out)["state"] == "done"
     assert stamp(tmp_path / "out")["stages"][0]["processes"] == 1
     assert _pair(tmp_path, ["passes"])[1].count("prune and quantise") == 1
+
+
+@pytest.mark.parametrize("said", [(), ("--target", "own", "--mask", "sweep"), ("--pattern", "2:4")], ids=str)
+def test_what_is_sent_is_what_the_model_counts(
+    said: tuple[str, ...], tiny: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    source = tiny("llama")
+    more = said if "--pattern" in said else ("--sparsity", "0.5", *said)
+    plain = [word for word in words(source, tmp_path / "out", text) if word not in ("--sparsity", "0.5")]
+    code, _, err = Launched(tmp_path, 3, [*plain, *more], SMALL_BATCHES).wait()
+    assert code == 0, err
+    made = stamp(tmp_path / "out")["stages"][0]
+    facts = json.loads((tmp_path / "out" / "reports" / "compress.json").read_text())["calibration"]
+    options = from_plain(CompressOptions, made["options"])
+    checkpoint = Checkpoint.open(source)
+    tensors = {name: (entry.dtype, entry.shape) for name, entry in checkpoint.entries.items()}
+    layout = Layout(tensors, checkpoint.config or {})
+    rows = (facts["samples_used"], facts["samples_held_out"])
+    count = Counting(options, draw_up(options, layout), layout, *rows, facts["sequence_length"], 0)
+    with patch.object(units, "WEIGHTS", 1500), patch.object(chunks, "BATCH_TOKENS", 128):
+        assert traffic.bytes_sent(count, 3) == made["bytes_sent"]
+    assert (len(spread.ROUNDS), spread.BINS, solve.MASK_BLOCK) == (traffic.ROUNDS, traffic.BINS, traffic.SWEEP_BLOCK)

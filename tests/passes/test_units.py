@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewright.kernels.select import keep_largest
+from rewright.passes.chunks import sent
 from rewright.passes.compress import units
 from rewright.passes.compress.plan import Matrix
 from rewright.passes.compress.spread import keep_largest_spread
@@ -106,10 +107,8 @@ def test_a_choice_by_counts_is_the_choice_among_all(size: int, rows: list[list[f
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_bytes_sent_are_those_of_the_formula(size: int) -> None:
-    from rewright.passes.sums import exchanged_bytes
-
     terms = torch.randn(4, 7, 3, generator=torch.Generator().manual_seed(0))
     sums = [_sum([rank], terms) for rank in range(size)]
     spans = [one.spans for one in sums]
-    sent = together(size, lambda world, group: [exchange(world, group, sums[world.rank], spans), world.sent][1])
-    assert sent == [exchanged_bytes(21, 4, 1, rank, size) for rank in range(size)]
+    found = together(size, lambda world, group: [exchange(world, group, sums[world.rank], spans), world.sent][1])
+    assert found == [sent(21, 4, 1, rank, size) for rank in range(size)]

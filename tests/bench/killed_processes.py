@@ -1,0 +1,71 @@
+"""Processes of a run killed at random moments: `python -m tests.bench.killed_processes MODEL --times 10`.
+
+Each time two processes compress a model, one of them is killed, and the same command is given again to another number
+of processes. Printed are the moment, who was killed, how long the other took to end and what was said. A run that does
+not end in 30 s, leaves something at the destination, or ends in other bytes, is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.bench.processes import TEXT, digest
+from tests.passes.processes import Launched
+
+WORDS = ("--sparsity", "0.5", "--samples", "32", "--sequence-length", "256", "--threads", "1")
+MOST_SECONDS = 30
+
+
+def words(model: Path, dst: Path) -> list[str | Path]:
+    return ["compress", model, dst, *WORDS, "--calibration-text", TEXT]
+
+
+def once(model: Path, folder: Path, lasts: float, expected: str) -> str:
+    """One kill and what came of it. Raises AssertionError."""
+    dst, who = folder / "out", random.randrange(2)
+    run = Launched(folder, 2, words(model, dst))
+    time.sleep(moment := random.uniform(1.0, lasts))
+    with contextlib.suppress(KeyError, ProcessLookupError):
+        os.kill(run.workers()[who], signal.SIGKILL)
+    began = time.monotonic()
+    code, _, err = run.wait()
+    ended = time.monotonic() - began
+    if code == 0:
+        assert digest(dst) == expected
+        return f"at {moment:.1f} s: too late, it was done"
+    assert ended < MOST_SECONDS, f"{ended:.1f} s until all had ended"
+    assert not dst.exists(), "something is at the destination"
+    said = next((line for line in err.splitlines() if line.startswith("error:")), "nothing: it was not up yet")
+    size = random.choice((1, 2, 3))
+    code, _, err = Launched(folder, size, words(model, dst)).wait()
+    assert code == 0, err
+    assert digest(dst) == expected, "other bytes"
+    return f"at {moment:.1f} s, process {who}: all ended {ended:.1f} s later; {said}; {size} went on to equal bytes"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--times", type=int, default=10)
+    given = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        began = time.monotonic()
+        code, _, err = Launched(Path(name), 2, words(given.model, Path(name) / "out")).wait()
+        assert code == 0, err
+        lasts, expected = time.monotonic() - began, digest(Path(name) / "out")
+    for number in range(given.times):
+        with tempfile.TemporaryDirectory() as name:
+            print(number + 1, once(given.model, Path(name), lasts, expected), file=sys.stdout, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -27,9 +27,10 @@ KERNELS = Switch("REWRIGHT_KERNELS", "`auto`, `triton` or `reference`: which imp
 INTERPRET = Switch("TRITON_INTERPRET", "`1`: Triton kernels run in its interpreter, on a CPU")
 
 RANK = Switch("RANK", "set by torchrun: the place of this process among those of a run")
+LOCAL_RANK = Switch("LOCAL_RANK", "set by torchrun: the place of this process on its machine, and of its GPU")
 WORLD_SIZE = Switch("WORLD_SIZE", "set by torchrun: how many processes share a run")
 
-SWITCHES = (NO_COLOR, FORCE_COLOR, NO_PROGRESS, TERM, KERNELS, INTERPRET, RANK, WORLD_SIZE)
+SWITCHES = (NO_COLOR, FORCE_COLOR, NO_PROGRESS, TERM, KERNELS, INTERPRET, RANK, LOCAL_RANK, WORLD_SIZE)
 
 # Typer takes these for a terminal that wants colour, whatever its output is.
 _TYPER_FORCES = ("GITHUB_ACTIONS", "PY_COLORS", "FORCE_COLOR", "TTY_COMPATIBLE")
@@ -62,10 +63,12 @@ def live(stream: TextIO | None) -> bool:
     return colour(stream) and is_terminal(stream) and not value(NO_PROGRESS)
 
 
-def place() -> tuple[int, int]:
-    """This process's place among those of a run, and their number: (0, 1) without torchrun."""
-    rank, size = value(RANK), value(WORLD_SIZE)
-    return (int(rank), int(size)) if rank.isdecimal() and size.isdecimal() and int(size) > 1 else (0, 1)
+def place() -> tuple[int, int, int]:
+    """This process's place among those of a run, their number, its place on its machine: (0, 1, 0) without torchrun."""
+    rank, size, local = value(RANK), value(WORLD_SIZE), value(LOCAL_RANK)
+    if rank.isdecimal() and size.isdecimal() and int(size) > 1:
+        return int(rank), int(size), int(local) if local.isdecimal() else 0
+    return 0, 1, 0
 
 
 def settle(stdout: TextIO | None) -> None:

@@ -110,10 +110,10 @@ def _joined(words: Sequence[str]) -> bool:
     from rewright.passes.registry import SPECS
 
     shared = bool(words) and (words[0] in SPECS or words[0] in ("chain", "run", "eval"))
-    rank, size = environment.place()
+    rank, size, local = environment.place()
     if size == 1 or not shared:
         return rank == 0
-    world.join(rank, size)
+    world.join(rank, size, local)
     if rank:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from rewright.passes.errors import ResourceError, UsageError
 from rewright.passes.spec import Opt
-from rewright.passes.world import World
+from rewright.passes.world import World, current
 
 if TYPE_CHECKING:
     import torch
@@ -126,11 +126,17 @@ def _container_share(groups: Path) -> int | None:
 
 
 def find_device(wanted: str) -> torch.device:
-    """The torch device for `--device`. Raises UsageError for an unknown word, ResourceError for an absent one."""
+    """The torch device for `--device`; of several processes on a machine each takes a GPU of its own by itself.
+
+    Raises UsageError for an unknown word, ResourceError for an absent device.
+    """
     import torch
 
+    if wanted == "auto" and torch.cuda.is_available():
+        here = current()
+        return torch.device("cuda", here.local % torch.cuda.device_count()) if here.size > 1 else torch.device("cuda")
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", wanted):
         raise UsageError(f"no device `{wanted}`", hint="say `cpu`, `cuda` or `cuda:N`")
     device = torch.device(wanted)

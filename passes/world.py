@@ -40,11 +40,12 @@ ECHO = 2.0
 class World:
     """One process alone, which is every run without torchrun; what several do differently is in `Torchrun`.
 
-    `sent` counts the bytes of tensors that this process has sent to others.
+    `local` is the process's place on its machine; `sent` counts the bytes of tensors that it has sent to others.
     """
 
     rank = 0
     size = 1
+    local = 0
 
     def __init__(self) -> None:
         self.sent = 0
@@ -101,11 +102,11 @@ class World:
 class Torchrun(World):
     """One of several processes. Raises ResourceError where another one is gone."""
 
-    def __init__(self, rank: int, size: int) -> None:
+    def __init__(self, rank: int, size: int, local: int = 0) -> None:
         # what torch documents of it is not all in its `__all__`
         dist: Any = importlib.import_module("torch.distributed")
         super().__init__()
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.local = rank, size, local
         self._dist = dist
         self._store, *_ = next(dist.rendezvous("env://", rank, size))
         self._turn = 0
@@ -264,7 +265,7 @@ def current() -> World:
     return _current
 
 
-def join(rank: int, size: int) -> None:
-    """Take the place that torchrun has given this process."""
+def join(rank: int, size: int, local: int) -> None:
+    """Take the place that torchrun has given this process, among all and on its machine."""
     global _current
-    _current = Torchrun(rank, size)
+    _current = Torchrun(rank, size, local)

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewright.passes.chunks import BATCH_TOKENS
+from rewright.passes.chunks import BATCH_TOKENS, CHUNKS
 from rewright.passes.compress.shapes import FLOAT, Counting, Group
+from rewright.passes.compress.units import units_of
 
 # Held equal to what the steps themselves say, by a test: their modules need torch.
 ADMM_ITERATIONS = 30
@@ -79,10 +80,15 @@ def _groups(count: Counting) -> list[Group]:
     return [group for groups in count.layers for group in groups]
 
 
-def _solving(count: Counting, matrices: float, squares: float) -> float:
-    """Bytes at once of a solve that holds so many copies of the largest stack of weights, and of its Hessian."""
-    stack = max(matrices * group.weights + squares * group.columns**2 for group in _groups(count))
-    return count.base + count.moments + FLOAT * stack
+def _solving(count: Counting, stacks: float, units: float, squares: float) -> float:
+    """Bytes at once of a solve that holds so many copies of all matrices of an input, of one unit, of the Hessian."""
+    most = max(
+        stacks * group.weights
+        + units * max((unit.stop - unit.first) * group.columns for unit in units_of(group.members))
+        + squares * group.columns**2
+        for group in _groups(count)
+    )
+    return count.base + count.moments + FLOAT * most
 
 
 def _forwards(count: Counting) -> Part:
@@ -108,7 +114,9 @@ def _forwards(count: Counting) -> Part:
 def _statistics(count: Counting) -> Part:
     options = count.options
     tokens = (count.samples + count.held_out) * count.length
-    part = Part("statistics", 0, 0, count.base + count.moments)
+    # a sum holds one part for each power of two, and the term that is open; that of held-out rows is one
+    terms = min(CHUNKS, math.ceil(tokens / max(count.length, BATCH_TOKENS)))
+    part = Part("statistics", 0, 0, count.base + count.moments * (2 + math.floor(math.log2(max(terms, 1)))) / 2)
     for group in _groups(count):
         met = tokens * group.share
         part.flops += 2 * met * group.columns**2
@@ -127,13 +135,13 @@ def _target(count: Counting) -> Part:
     flops = sum(
         (2 if group.writes else 4) * group.weights * group.columns + group.columns**3 / 3 for group in _groups(count)
     )
-    return Part("target", flops, 0, _solving(count, 3, 2))
+    return Part("target", flops, 0, _solving(count, 3, 0, 2))
 
 
 def _admm(count: Counting) -> Part:
     keeps = count.options.mask == "keep"
     steps, choices = (ADMM_ITERATIONS - ADMM_SELECTIONS, 0) if keeps else (ADMM_ITERATIONS, ADMM_SELECTIONS)
-    part = Part("zeros by ADMM", 0, 0, _solving(count, 9, 2))
+    part = Part("zeros by ADMM", 0, 0, _solving(count, 9, 0, 2))
     for group in _groups(count):
         if keeps or group.prunes:
             part.flops += 2 * (steps + 1) * group.weights * group.columns + group.columns**3
@@ -146,8 +154,13 @@ def _factors(group: Group) -> float:
     return 4 / 3 * group.columns**3
 
 
+def _kept(count: Counting) -> int:
+    """Copies of all matrices of an input that are there while their units are rounded."""
+    return 1 + bool(count.options.fits_dense) + (count.options.mask == "admm" and count.options.prunes)
+
+
 def _sweep(count: Counting) -> Part:
-    part = Part("sweep", 0, 0, _solving(count, 7, 3))
+    part = Part("sweep", 0, 0, _solving(count, _kept(count), 7, 3))
     for group in _groups(count):
         part.flops += group.weights * group.columns + _factors(group)
         part.bytes_moved += (COLUMNS_BYTES + CLIP_BYTES * group.rounds) * group.weights
@@ -156,7 +169,7 @@ def _sweep(count: Counting) -> Part:
 
 def _refine(count: Counting) -> Part:
     passes = count.options.refine
-    part = Part(f"refine, {passes} pass{'es' if passes > 1 else ''}", 0, 0, _solving(count, 8, 3))
+    part = Part(f"refine, {passes} pass{'es' if passes > 1 else ''}", 0, 0, _solving(count, _kept(count), 8, 3))
     for group in _groups(count):
         inner = group.members[0].group or group.columns
         part.flops += passes * group.weights * 2 * (group.columns + inner)
@@ -175,7 +188,7 @@ def _errors(count: Counting) -> Part:
     """Of every matrix on both texts, and what a sweep took itself to cost."""
     each = 8 + 2 * (count.options.method == "gptq")
     flops = sum(each * group.weights * group.columns for group in _groups(count))
-    return Part("errors", flops, 0, _solving(count, 4, 2))
+    return Part("errors", flops, 0, _solving(count, _kept(count), 4, 2))
 
 
 def _sequences(count: Counting, tokens: int) -> int:

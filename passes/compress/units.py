@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rewright.passes.compress.plan import Matrix
+if TYPE_CHECKING:
+    from rewright.passes.compress.plan import Matrix
 
 # Weights of a unit: fewer, and the calls of a column cost more than its arithmetic.
 WEIGHTS = 1 << 20

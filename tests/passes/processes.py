@@ -122,4 +122,5 @@ class Launched:
         """Exit status, what was written to stdout, and what the processes themselves said on stderr."""
         out, err = self._process.communicate(timeout=timeout)
         lines = [line for line in err.decode().splitlines() if line.startswith(("error:", "hint:", "warning:"))]
-        return self._process.returncode, out.decode(), "\n".join(lines) if self._process.returncode else err.decode()
+        told = "\n".join(lines) if lines and self._process.returncode else err.decode()
+        return self._process.returncode, out.decode(), told

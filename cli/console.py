@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rewright.cli import environment
 from rewright.cli.progress import Bars, Drawing, Lines, Nothing, opened
+from rewright.formats.errors import reason
 from rewright.passes.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ class Console:
             try:
                 self._events = events.open("w", encoding="utf-8", buffering=1)
             except OSError as error:
-                told = (error.strerror or str(error)).lower()
-                raise ResourceError(f"cannot write events to `{events}`: {told}") from None
+                raise ResourceError(f"cannot write events to `{events}`: {reason(error)}") from None
 
     def close(self) -> None:
         """Close the events file."""
@@ -107,7 +107,7 @@ class Console:
         except OSError as error:
             # the run goes on without: events are about it, not for it
             self._events = None
-            self.warn(f"events are not written any more: {(error.strerror or str(error)).lower()}")
+            self.warn(f"events are not written any more: {reason(error)}")
 
     def progress(self, label: str, total: float | None) -> AbstractContextManager[Progress]:
         """A bar under way; `total` is in whatever unit the work advances by, None when nobody knows."""

@@ -6,6 +6,8 @@ import errno
 import sys
 from dataclasses import dataclass
 
+from rewright.formats.errors import reason
+
 DONE, BUG, USAGE, INPUT, RESOURCE, BOUND, CONFLICT, STALE = range(8)
 INTERRUPTED, CLOSED, TERMINATED = 130, 141, 143
 
@@ -70,7 +72,7 @@ def _first_line(heading: str, message: str) -> str:
 def _system(error: OSError) -> Verdict:
     """What the system refused: a name that is not there is the user's input, the rest the machine's limits."""
     where = f" `{error.filename}`" if error.filename is not None else ""
-    told = (error.strerror or str(error)).lower()
+    told = reason(error)
     if error.errno in _MISSING and where:
         return Verdict(INPUT, f"cannot open{where}: {told}")
     if error.errno == errno.ENOMEM:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewright.formats.dtypes import to_torch
-from rewright.formats.errors import FormatError, StorageError
+from rewright.formats.errors import FormatError, StorageError, unreadable
 from rewright.formats.files import CHUNK, read_into
 from rewright.formats.provenance import read_stamp
 from rewright.formats.shards import INDEX, SINGLE, WeightFiles, find_weights
@@ -180,13 +180,13 @@ def _open(file: Path) -> int:
     try:
         return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise FormatError(f"`{file}` cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise unreadable(file, error) from None
 
 
 def _fill(fd: int, view: memoryview, entry: Entry, offset: int) -> None:
     try:
         done = read_into(fd, view, offset)
     except OSError as error:
-        raise FormatError(f"`{entry.file}` cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise unreadable(entry.file, error) from None
     if done != len(view):
         raise FormatError(f"`{entry.file}` ended inside tensor `{printable(entry.name)}`: it changed meanwhile")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rewright.formats.checkpoint import Checkpoint
-from rewright.formats.errors import FormatError
+from rewright.formats.errors import unreadable
 from rewright.formats.shards import INDEX
 from rewright.formats.sidecars import matters
 from rewright.formats.strict import refuse_pointer
@@ -36,7 +36,7 @@ def sha256_file(path: Path, on_bytes: Callable[[int], object] | None = None) -> 
                 if on_bytes is not None:
                     on_bytes(len(piece))
     except OSError as error:
-        raise FormatError(f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise unreadable(path, error) from None
     return total.hexdigest()
 
 
@@ -54,7 +54,7 @@ def source_digest(
         try:
             info = os.stat(path)
         except OSError as error:
-            raise FormatError(f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}") from None
+            raise unreadable(path, error) from None
         before = (known or {}).get(relative, {})
         if (before.get("size"), before.get("mtime_ns")) == (info.st_size, info.st_mtime_ns):
             sha256 = str(before["sha256"])

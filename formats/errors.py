@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 class Refusal(Exception):
     """Work that was refused: `message` is one line without a full stop, `hint` says what to do instead."""
@@ -29,3 +31,13 @@ class ConflictError(Refusal):
 
 class OverlapError(Refusal):
     """A source and a destination that share files."""
+
+
+def reason(error: OSError) -> str:
+    """What the system said, as a part of one of our lines."""
+    return (error.strerror or str(error)).lower()
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError) -> FormatError:
+    """A file or folder that the system does not let us read."""
+    return FormatError(f"`{path}` cannot be read: {reason(error)}")

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from rewright.formats.errors import FormatError, StorageError
+from rewright.formats.errors import StorageError, reason, unreadable
 
 CHUNK = 16 * 2**20
 # Names of ours that are never part of a checkpoint; what a crash left of them goes when a draft is sealed.
@@ -30,14 +30,13 @@ def storage(path: Path, doing: str = "write") -> Iterator[None]:
 
 def storage_error(error: OSError, path: Path, doing: str = "write") -> StorageError:
     """A StorageError that says what failed; for a full disk also how much is free."""
-    reason = (error.strerror or str(error)).lower()
     if error.errno in _FULL:
         return StorageError(
-            f"cannot {doing} `{path}`: {reason}, {free_bytes(path)} bytes are free",
+            f"cannot {doing} `{path}`: {reason(error)}, {free_bytes(path)} bytes are free",
             hint="free some space, or write to another disk",
         )
     hint = "choose a place that you may write to" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else None
-    return StorageError(f"cannot {doing} `{path}`: {reason}", hint=hint)
+    return StorageError(f"cannot {doing} `{path}`: {reason(error)}", hint=hint)
 
 
 def free_bytes(path: Path) -> int:
@@ -76,7 +75,7 @@ def copy_file(source: Path, target: Path) -> None:
     try:
         reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise FormatError(f"`{source}` cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise unreadable(source, error) from None
     try:
         with storage(target), _fresh(target) as writer:
             try:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
 from rewright.formats.dtypes import BITS, LARGEST, nbytes
-from rewright.formats.errors import FormatError
+from rewright.formats.errors import FormatError, unreadable
 from rewright.formats.strict import LFS_PREFIX, pointer_error, printable, regular_size, strict_json
 
-__all__ = ["MAX_HEADER", "Header", "TensorInfo", "check_name", "encode_header", "read_header", "strict_json"]
+__all__ = ["MAX_HEADER", "Header", "TensorInfo", "check_name", "encode_header", "read_header"]
 
 MAX_HEADER = 100_000_000
 # What torch's operations take.
@@ -74,7 +74,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             length = _header_length(path, first, size)
             body = file.read(length)
     except OSError as error:
-        raise FormatError(f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise unreadable(path, error) from None
     if len(body) != length:
         raise FormatError(f"`{path}` ended inside its header")
     if not body.startswith(b"{"):

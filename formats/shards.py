@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rewright.formats.errors import FormatError
+from rewright.formats.errors import FormatError, unreadable
 from rewright.formats.header import Header, check_name, read_header
 from rewright.formats.strict import printable, read_json, regular_size
 
@@ -135,7 +135,7 @@ def _nothing(path: Path) -> FormatError:
     try:
         names = sorted(os.listdir(path))
     except OSError as error:
-        return FormatError(f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}")
+        return unreadable(path, error)
     tensors = [name for name in names if name.endswith(".safetensors")]
     if any("-of-" in name for name in tensors):
         return FormatError(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from rewright.formats.errors import FormatError
+from rewright.formats.errors import FormatError, unreadable
 from rewright.formats.shards import OTHERS, PICKLES
 from rewright.formats.strict import printable
 
@@ -67,7 +67,7 @@ def _check_name(relative: str, root: Path) -> None:
 
 
 def _refuse(error: OSError) -> None:
-    raise FormatError(f"`{error.filename}` cannot be read: {(error.strerror or str(error)).lower()}")
+    raise unreadable(error.filename, error)
 
 
 def _is_other_weights(relative: str) -> bool:

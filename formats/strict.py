@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rewright.formats.errors import FormatError
+from rewright.formats.errors import FormatError, unreadable
 
 MAX_DEPTH = 64
 LFS_PREFIX = b"version https://git-lfs.github.com/spec/"
@@ -61,7 +61,7 @@ def read_small(path: Path, most: int) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise FormatError(f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise unreadable(path, error) from None
     if data.startswith(LFS_PREFIX):
         raise pointer_error(path, data)
     return data

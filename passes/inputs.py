@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rewright.formats.errors import reason
 from rewright.passes.errors import InputError
 from rewright.passes.spec import fields_of
 
@@ -54,7 +55,7 @@ class Inputs:
         except IsADirectoryError:
             raise InputError(f"`{path}` is a directory, not a text file") from None
         except OSError as error:
-            raise InputError(f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}") from None
+            raise InputError(f"`{path}` cannot be read: {reason(error)}") from None
 
     def digests_of(self, options: Any) -> dict[str, list[str]]:
         """The digests of every file that a pass's options name, by flag."""

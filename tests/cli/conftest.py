@@ -103,7 +103,7 @@ class FakePipeline:
         self.runs.append(run)
         return self.document(run, "fresh")
 
-    def execute(self, run: Any, reporter: Any) -> dict[str, Any]:
+    def execute(self, run: Any, reporter: Any, world: Any) -> dict[str, Any]:
         self.runs.append(run)
         self.act(run, reporter)
         return self.document(run, "done")

@@ -134,24 +134,24 @@ from rewright.passes import pipeline
 def long_call():
     hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)  # no bytecode runs for minutes
 
-def wait(run, reporter):
+def wait(run, reporter, world):
     reporter.info("started")
     time.sleep(60)
 
-def block(run, reporter):
+def block(run, reporter, world):
     reporter.info("started")
     long_call()
 
-def linger(run, reporter):
+def linger(run, reporter, world):
     try:
-        wait(run, reporter)
+        wait(run, reporter, world)
     finally:
         reporter.info("cleaning")
         long_call()
 
-def turn(run, reporter):
+def turn(run, reporter, world):
     try:
-        wait(run, reporter)
+        wait(run, reporter, world)
     except KeyboardInterrupt:
         raise ImportError("a library made this of it")
 

@@ -163,14 +163,3 @@ def table(rows: Iterable[Sequence[str]], *, head: Sequence[str] | None = None) -
         cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)]
         lines.append("  ".join([*cells, *row[-1:]]).rstrip())
     return "\n".join(lines)
-
-
-def size(count: float) -> str:
-    """Bytes as a person reads them: `812 B`, `1.03 MB`, `14.2 GB` (powers of 1000)."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB", "TB"):
-        count /= 1000
-        if count < 999.5 or unit == "TB":
-            break
-    return f"{count:.3g} {unit}"

@@ -14,7 +14,8 @@ import typer
 
 from rewright.cli import console, environment
 from rewright.cli.build import command
-from rewright.cli.console import size, table
+from rewright.cli.console import table
+from rewright.cli.figures import size
 from rewright.passes.context import RunOptions, usable_cpus
 
 LIBRARIES = (

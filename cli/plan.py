@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rewright.cli.console import size, table
-from rewright.cli.progress import duration
+from rewright.cli.console import table
+from rewright.cli.figures import duration, figure, operations, size
 
 _STATES = {
     "fresh": "nothing is there yet",
@@ -45,7 +45,7 @@ def _planned(number: int, stage: Mapping[str, Any]) -> Iterator[str]:
         ("writes", size(stage["output_bytes"])),
         ("host memory", f"at most {size(stage['peak_host_bytes'])}"),
         ("device memory", f"at most {size(stage['peak_device_bytes'])}"),
-        ("arithmetic", _work(stage["flops"])),
+        ("arithmetic", operations(stage["flops"])),
         ("bytes moved", size(stage["bytes_moved"])),
     ]
     if stage.get("seconds_estimated") is not None:
@@ -69,44 +69,23 @@ def outline(name: str, value: Any) -> Iterator[str]:
         yield f"  {label}: {_scalars(value)}"
     elif isinstance(value, list):
         if value:
-            yield f"  {label}: {', '.join(show(item) for item in value)}"
+            yield f"  {label}: {', '.join(figure(item) for item in value)}"
     else:
-        yield f"  {label}: {show(value)}"
+        yield f"  {label}: {figure(value)}"
 
 
 def _cell(column: str, value: Any) -> str:
     """A value in the unit of its column."""
     if column not in _HEADS or value is None:
-        return show(value)
+        return figure(value)
     if column == "flops":
-        return _work(value)
+        return operations(value)
     return duration(value) if column == "seconds_estimated" else size(value)
-
-
-def _work(count: float) -> str:
-    """Operations as a person reads them: `97 GFLOP`, `6.89 PFLOP`."""
-    count /= 1e9
-    for unit in ("GFLOP", "TFLOP", "PFLOP"):
-        if count < 999.5 or unit == "PFLOP":
-            break
-        count /= 1000
-    return f"{count:.3g} {unit}"
-
-
-def show(value: Any) -> str:
-    """One value of a metric or table: four figures, `-` for none."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
 
 
 def _scalars(values: Mapping[str, Any]) -> str:
     flat = {key: item for key, item in values.items() if not isinstance(item, Mapping | list)}
-    return ", ".join(f"{key.replace('_', ' ')} {show(item)}" for key, item in flat.items())
+    return ", ".join(f"{key.replace('_', ' ')} {figure(item)}" for key, item in flat.items())
 
 
 def _metrics(metrics: Mapping[str, Any]) -> str:

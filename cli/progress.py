@@ -8,24 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from rewright.cli.figures import duration
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
     from rewright.passes.context import Progress
 
 INTERVAL = 30.0
-
-
-def duration(seconds: float) -> str:
-    """A time span as a person says it: `0.4 s`, `41 s`, `3 min 5 s`, `2 h 10 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _count(amount: float) -> str:

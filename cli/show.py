@@ -12,9 +12,8 @@ import typer
 
 from rewright.cli import console
 from rewright.cli.build import command
-from rewright.cli.console import size, table
-from rewright.cli.plan import show as shown
-from rewright.cli.progress import duration
+from rewright.cli.console import table
+from rewright.cli.figures import duration, figure, size
 from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.spec import fields_of
@@ -97,10 +96,10 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "files", f"{len(found['files'])} of weights, {size(found['file_bytes'])}"
     yield "tensors", f"{found['tensors']}, {size(found['tensor_bytes'])}"
     yield "parameters", f"{found['parameters']:,}"
-    yield "bits a weight", shown(found["bits_per_weight"])
+    yield "bits a weight", figure(found["bits_per_weight"])
     rows, words = found["embedding_rows"], found["tokenizer_rows"]
     if rows is not None or words is not None:
-        yield "vocabulary", f"embedding {shown(rows)} rows, tokenizer {shown(words)}"
+        yield "vocabulary", f"embedding {figure(rows)} rows, tokenizer {figure(words)}"
     if found["quantization"]:
         yield "quantised", _quantised(found["quantization"])
     if found["unknown"]:
@@ -119,14 +118,14 @@ def _quantised(facts: Mapping[str, Any]) -> str:
 
 def _kinds(kinds: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for kind, counts in kinds.items():
-        bits = shown(counts["bits_per_weight"])
+        bits = figure(counts["bits_per_weight"])
         yield kind, str(counts["tensors"]), f"{counts['parameters']:,}", size(counts["bytes"]), bits
 
 
 def _matrices(matrices: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for name, kind in matrices.items():
         zeros = "not counted" if kind["sparsity"] is None else f"{100 * kind['sparsity']:.2f} %"
-        bits = shown(kind["bits_per_weight"])
+        bits = figure(kind["bits_per_weight"])
         yield name, str(kind["matrices"]), f"{kind['weights']:,}", zeros, size(kind["bytes"]), bits
 
 
@@ -156,7 +155,7 @@ def _stages(stages: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
 
 
 def _item(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else shown(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else figure(value)
 
 
 def diff(
@@ -192,7 +191,13 @@ def _differences(found: Mapping[str, Any]) -> Iterator[str]:
     if changed:
         yield table(
             (
-                (item["name"], item["a"], item["b"], shown(item["max_difference"]), shown(item["relative_difference"]))
+                (
+                    item["name"],
+                    item["a"],
+                    item["b"],
+                    figure(item["max_difference"]),
+                    figure(item["relative_difference"]),
+                )
                 for item in changed
             ),
             head=("tensor", "A", "B", "largest difference", "relative"),

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewright.cli import console, progress
+from rewright.cli import console, figures, progress
 from rewright.cli.console import Console
 from rewright.passes.context import Reporter
 
@@ -140,14 +140,14 @@ def test_sets_come_sorted() -> None:
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_038_444, "1.04 MB"), (999_600, "1 MB"), (15e9, "15 GB")],
 )
 def test_sizes(count: float, said: str) -> None:
-    assert console.size(count) == said
+    assert figures.size(count) == said
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0.04, "0.0 s"), (9.96, "10.0 s"), (41.4, "41 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")]
 )
 def test_durations(seconds: float, said: str) -> None:
-    assert progress.duration(seconds) == said
+    assert figures.duration(seconds) == said
 
 
 def test_table_aligns_and_never_cuts() -> None:

@@ -1,4 +1,4 @@
-"""What the products by packed codes ask of their operands."""
+"""What several ops ask of their operands: the products by packed codes, and the sweeps that choose codes."""
 
 from __future__ import annotations
 
@@ -36,3 +36,22 @@ def check_codes(columns: int, packed: torch.Tensor, scale: torch.Tensor, zero: t
         raise ValueError(f"{columns} columns are not {scale.shape[1]} groups of equal size")
     if zero is not None and (zero.dtype != torch.int8 or zero.shape != scale.shape):
         raise ValueError(f"zero must be int8 {tuple(scale.shape)}, not {zero.dtype} {tuple(zero.shape)}")
+
+
+def check_grid(
+    rows: int,
+    width: int,
+    scale: torch.Tensor | None,
+    zero: torch.Tensor | None,
+    keep: torch.Tensor | None,
+    low: int,
+    high: int,
+) -> None:
+    """Raise ValueError unless `keep` is bool (rows, width), the grid (rows,), and the codes fit int8."""
+    for name, vector in (("scale", scale), ("zero", zero)):
+        if vector is not None and vector.shape != (rows,):
+            raise ValueError(f"{name} must be ({rows},), not {tuple(vector.shape)}")
+    if keep is not None and (keep.shape != (rows, width) or keep.dtype != torch.bool):
+        raise ValueError(f"keep must be bool ({rows}, {width}), not {keep.dtype} {tuple(keep.shape)}")
+    if not -128 <= low <= high <= 127:
+        raise ValueError(f"codes must fit int8: low {low}, high {high}")

@@ -8,6 +8,7 @@ import torch
 
 from rewright.kernels import dispatch
 from rewright.kernels.descend import reference
+from rewright.kernels.operands import check_grid
 
 __all__ = ["Descent", "descend"]
 
@@ -94,10 +95,4 @@ def _check(
     for name, tensor, shape in (("gradient", gradient, (r, width)), ("hessian", hessian, (width, width))):
         if tensor.shape != shape or not tensor.dtype.is_floating_point:
             raise ValueError(f"{name} must be floating point {shape}, not {tensor.dtype} {tuple(tensor.shape)}")
-    for name, vector in (("scale", scale), ("zero", zero)):
-        if vector is not None and vector.shape != (r,):
-            raise ValueError(f"{name} must be ({r},), not {tuple(vector.shape)}")
-    if keep is not None and (keep.shape != value.shape or keep.dtype != torch.bool):
-        raise ValueError(f"keep must be bool ({r}, {width}), not {keep.dtype} {tuple(keep.shape)}")
-    if not -128 <= low <= high <= 127:
-        raise ValueError(f"codes must fit int8: low {low}, high {high}")
+    check_grid(r, width, scale, zero, keep, low, high)

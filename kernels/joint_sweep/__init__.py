@@ -8,6 +8,7 @@ import torch
 
 from rewright.kernels import dispatch
 from rewright.kernels.joint_sweep import reference
+from rewright.kernels.operands import check_grid
 
 __all__ = ["JointSweep", "joint_sweep"]
 
@@ -97,10 +98,4 @@ def _check(
     r, width = weight.shape
     if factor.shape != (width, width) or not factor.dtype.is_floating_point:
         raise ValueError(f"factor must be ({width}, {width}), not {factor.dtype} {tuple(factor.shape)}")
-    for name, tensor in (("scale", scale), ("zero", zero)):
-        if tensor is not None and tensor.shape != (r,):
-            raise ValueError(f"{name} must be ({r},), not {tuple(tensor.shape)}")
-    if keep is not None and (keep.shape != weight.shape or keep.dtype != torch.bool):
-        raise ValueError(f"keep must be bool ({r}, {width}), not {keep.dtype} {tuple(keep.shape)}")
-    if not -128 <= low <= high <= 127:
-        raise ValueError(f"codes must fit int8: low {low}, high {high}")
+    check_grid(r, width, scale, zero, keep, low, high)

@@ -12,22 +12,7 @@ from typing import Any
 import torch
 
 from tests.bench.harness import Job, RedError, gate, machine, measure
-
-OPS = (
-    "hessian_update",
-    "cross_update",
-    "joint_sweep",
-    "descend",
-    "clip_search",
-    "select",
-    "admm_step",
-    "pack",
-    "bitmask",
-    "rng",
-    "w4a16_gemv",
-    "w4a16_gemm",
-    "bitmask_w4_gemv",
-)
+from tests.kernels.ops import OPS
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,25 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.kernels.ops import OPS
 from tests.kernels.packed_variants import bitmask_gemv_variants, gemm_variants, gemv_variants
 from tests.kernels.variant import Variant
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
-OPS = (
-    "hessian_update",
-    "cross_update",
-    "joint_sweep",
-    "descend",
-    "clip_search",
-    "select",
-    "admm_step",
-    "pack",
-    "bitmask",
-    "rng",
-    "w4a16_gemv",
-    "w4a16_gemm",
-    "bitmask_w4_gemv",
-)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernels.aot import OPS, TARGETS
+from tests.kernels.aot import TARGETS
+from tests.kernels.ops import OPS
 from tests.kernels.worker import answer
 
 

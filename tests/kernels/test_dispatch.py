@@ -14,7 +14,7 @@ import torch
 from rewright.kernels.dispatch import KernelError, mode, pick, reset_tally, tally, use
 from rewright.kernels.hessian_update import hessian_update
 from rewright.kernels.pack import pack
-from tests.kernels.aot import OPS
+from tests.kernels.ops import OPS
 
 ROOT = Path(__file__).resolve().parents[2]
 

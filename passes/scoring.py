@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.packing import MARKS
 from rewright.passes.context import Reporter, Silent, compute_dtype, find_device
 from rewright.passes.errors import InputError
 
@@ -72,7 +73,7 @@ def open_scorer(path: str | Path, device: str, dtype: str, *, brief: bool = Fals
 
 
 def _quantised(source: Checkpoint) -> bool:
-    return any(name.endswith(("weight_packed", "weight_mask")) for name in source.entries)
+    return any(name.endswith(tuple(MARKS.values())) for name in source.entries)
 
 
 def _ends(source: Checkpoint, tokenizer: Any) -> frozenset[int]:

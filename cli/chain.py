@@ -29,13 +29,14 @@ Target = Annotated[Path, typer.Argument(metavar="DST", help="folder to write; it
 def perform(src: Path, dst: Path, stages: tuple[Stage, ...], run: RunOptions) -> None:
     """Run the stages, or with `--dry-run` only say what they would take. Stdout is silent but for `--json`."""
     from rewright.passes import pipeline
+    from rewright.passes.survey import Run
 
     talk = console.current()
     if run.events is not None:
         _refuse_events(run.events, src, dst)
     leads = world.current().leads
     talk.configure(quiet=run.quiet or not leads, verbose=run.verbose, events=run.events if leads else None)
-    job = pipeline.Run(src=src, dst=dst, stages=stages, options=run)
+    job = Run(src=src, dst=dst, stages=stages, options=run)
     shared = world.current()
     try:
         document = shared.lead(lambda: pipeline.plan(job)) if run.dry_run else pipeline.execute(job, talk, shared)

@@ -22,7 +22,21 @@ HEAVY = {"torch", "transformers", "triton", "scipy", "numpy", "safetensors"}
 # Shared by the passes, hence free to be imported by each of them.
 COMMON = {"models"}
 LIGHT = (
-    *(f"passes/{name}.py" for name in ("spec", "registry", "recipe", "pipeline", "journal", "errors")),
+    *(
+        f"passes/{name}.py"
+        for name in (
+            "spec",
+            "registry",
+            "recipe",
+            "pipeline",
+            "survey",
+            "document",
+            "journal",
+            "world",
+            "chunks",
+            "errors",
+        )
+    ),
     *(f"passes/{name}.py" for name in ("stages", "workspace", "keys", "inputs", "bounds", "machine", "rates")),
     *(f"passes/{name}.py" for name in ("context", "summary", "compare", "values", "svg")),
     *(f"formats/{name}.py" for name in ("header", "shards", "digest", "provenance", "publish", "errors")),

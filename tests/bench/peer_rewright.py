@@ -11,8 +11,9 @@ from importlib import import_module
 from pathlib import Path
 
 from rewright.passes.context import RunOptions, Silent
-from rewright.passes.pipeline import Run, execute
+from rewright.passes.pipeline import execute
 from rewright.passes.recipe import make
+from rewright.passes.survey import Run
 from tests.bench.peer_llmcompressor import timed, warm
 
 

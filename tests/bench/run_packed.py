@@ -32,8 +32,9 @@ from rewright.passes.inputs import Inputs
 from rewright.passes.loading import Assembly, import_model, load_tokenizer
 from rewright.passes.machine import give_back, peak_resident
 from rewright.passes.models.running import weight_bytes
-from rewright.passes.pipeline import Run, execute
+from rewright.passes.pipeline import execute
 from rewright.passes.recipe import make
+from rewright.passes.survey import Run
 from tests.bench.harness import machine
 from tests.bench.run_packed_page import page
 from tests.passes.conftest import make as tiny

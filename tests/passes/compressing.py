@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from rewright.kernels.pack import unpack
 from rewright.passes.context import RunOptions, Silent
-from rewright.passes.pipeline import Run, execute, plan
+from rewright.passes.pipeline import execute, plan
 from rewright.passes.recipe import make as make_stage
+from rewright.passes.survey import Run
 from tests.passes.conftest import STORIES
 
 QUICK = {"samples": 8, "sequence-length": 64, "group-size": 16}

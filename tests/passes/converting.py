@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rewright.passes.context import RunOptions, Silent
-from rewright.passes.pipeline import Run, execute
+from rewright.passes.pipeline import execute
 from rewright.passes.recipe import make as make_stage
+from rewright.passes.survey import Run
 
 PACKED, MASKED, DENSE = "pack-quantized", "bitmask-w4", "dense"
 HALF: dict[str, Any] = {"method": "rtn", "pattern": "8:16", "group-size": 16}

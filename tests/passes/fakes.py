@@ -10,9 +10,10 @@ from typing import Annotated, Any
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft
 from rewright.passes.context import Context, RunOptions, Silent
-from rewright.passes.pipeline import Run, execute
+from rewright.passes.pipeline import execute
 from rewright.passes.recipe import Stage
 from rewright.passes.spec import Estimate, Layout, Opt, Spec
+from rewright.passes.survey import Run
 
 Act = Callable[[Context, Checkpoint, Draft], dict[str, Any] | None]
 ACTS: dict[str, Act] = {}

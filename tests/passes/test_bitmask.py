@@ -22,8 +22,9 @@ from rewright.kernels.pack import unpack
 from rewright.passes.context import RunOptions
 from rewright.passes.errors import UsageError
 from rewright.passes.loading import load, register
-from rewright.passes.pipeline import Run, plan
+from rewright.passes.pipeline import plan
 from rewright.passes.recipe import make as make_stage
+from rewright.passes.survey import Run
 from rewright.passes.weights import Weights
 from tests.passes.compressing import QUICK, compress, logits, plain, report
 from tests.passes.conftest import make

@@ -22,9 +22,10 @@ from rewright.passes import rounding
 from rewright.passes.context import RunOptions, Silent
 from rewright.passes.errors import UsageError
 from rewright.passes.loading import load
-from rewright.passes.pipeline import Run, execute, plan
+from rewright.passes.pipeline import execute, plan
 from rewright.passes.recipe import make as make_stage
 from rewright.passes.recipe import parse as parse_recipe
+from rewright.passes.survey import Run
 from tests.passes.compressing import QUICK, change, compress, logits, plain
 from tests.passes.conftest import STORIES, TINY, make
 from tests.passes.converting import HALF, PACKED, config, convert

@@ -18,8 +18,9 @@ from rewright.kernels.pack import unpack
 from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError
 from rewright.passes.loading import load
-from rewright.passes.pipeline import Run, plan
+from rewright.passes.pipeline import plan
 from rewright.passes.recipe import make as make_stage
+from rewright.passes.survey import Run
 from tests.passes.compressing import QUICK, compress, logits, plain, report, zeros
 from tests.passes.conftest import STORIES, make
 

@@ -18,9 +18,10 @@ from rewright.passes.context import RunOptions, Silent
 from rewright.passes.errors import BoundError, InputError, UsageError
 from rewright.passes.loading import load
 from rewright.passes.models.families import FAMILIES
-from rewright.passes.pipeline import Run, execute
+from rewright.passes.pipeline import execute
 from rewright.passes.recipe import make as make_stage
 from rewright.passes.summary import summary
+from rewright.passes.survey import Run
 from tests.passes.compressing import QUICK, change, compress, logits, plain, plan_words, report
 from tests.passes.conftest import PACKED, TINY, make
 

@@ -13,8 +13,9 @@ from rewright.formats.errors import Refusal
 from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError, UsageError
-from rewright.passes.pipeline import Run, plan
+from rewright.passes.pipeline import plan
 from rewright.passes.recipe import make as make_stage
+from rewright.passes.survey import Run
 
 TEXT = {"calibration-text": "text"}
 

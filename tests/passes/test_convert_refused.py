@@ -14,8 +14,9 @@ import torch
 from rewright.formats.errors import Refusal
 from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError
-from rewright.passes.pipeline import Run, plan
+from rewright.passes.pipeline import plan
 from rewright.passes.recipe import parse as parse_recipe
+from rewright.passes.survey import Run
 from tests.passes.compressing import change, compress
 from tests.passes.conftest import STORIES
 from tests.passes.converting import DENSE, MASKED, PACKED, config, convert, forget, reconfigure

@@ -126,7 +126,7 @@ def _kill(process: int) -> None:
             "process 1 is not at the work of process 0: the source's contents changed",
         ),
         (
-            "from rewright.passes import pipeline\nif os.environ['RANK'] == '1': pipeline.version = lambda: '9.9'",
+            "from rewright.passes import survey\nif os.environ['RANK'] == '1': survey.version = lambda: '9.9'",
             "process 1 is not at the work of process 0: rewright 0.1.0 and 9.9",
         ),
         ("import sys\nsys.argv[2] += '-absent'", "-absent` is not there"),

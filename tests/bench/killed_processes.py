@@ -34,14 +34,16 @@ def once(model: Path, folder: Path, lasts: float, expected: str) -> str:
     dst, who = folder / "out", random.randrange(2)
     run = Launched(folder, 2, words(model, dst))
     time.sleep(moment := random.uniform(1.0, lasts))
+    struck = False
     with contextlib.suppress(KeyError, ProcessLookupError):
         os.kill(run.workers()[who], signal.SIGKILL)
+        struck = True
     began = time.monotonic()
     code, _, err = run.wait()
     ended = time.monotonic() - began
     if code == 0:
         assert digest(dst) == expected
-        return f"at {moment:.1f} s: too late, it was done"
+        return f"at {moment:.1f} s: {'it was done' if struck else 'nobody was there to kill'}"
     assert ended < MOST_SECONDS, f"{ended:.1f} s until all had ended"
     assert not dst.exists(), "something is at the destination"
     said = next((line for line in err.splitlines() if line.startswith("error:")), "nothing: it was not up yet")

@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 
+from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.draft import Draft
+from rewright.formats.layout import TensorSpec
+
 CONFIG = '{\n  "model_type": "llama",\n  "rope_theta": 500000.0,\n  "odd": [1, 1e-05],\n  "hidden_size": 4\n}\n'
 
 
@@ -47,3 +51,19 @@ def snapshot(folder: Path, cache: Path) -> Path:
         shutil.copyfile(file, blob)
         (place / file.name).symlink_to(Path("../../blobs") / blob.name)
     return place
+
+
+def layout_of(ckpt: Checkpoint) -> list[TensorSpec]:
+    """The tensors of a checkpoint, to be declared as they are."""
+    return [TensorSpec(entry.name, entry.dtype, entry.shape) for entry in ckpt.entries.values()]
+
+
+def copied(src: Path, dst: Path, max_shard_bytes: int = 5 * 10**9) -> Draft:
+    """A draft of everything in `src`, not sealed."""
+    ckpt = Checkpoint.open(src)
+    draft = Draft(dst)
+    draft.declare(layout_of(ckpt), max_shard_bytes)
+    for name in ckpt.entries:
+        draft.copy(name, ckpt)
+    draft.carry(ckpt)
+    return draft

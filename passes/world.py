@@ -100,7 +100,7 @@ class World:
 
 
 class Torchrun(World):
-    """One of several processes. Raises ResourceError where another one is gone."""
+    """One of several processes. Raises ResourceError where another one is gone, or what that one was refused."""
 
     def __init__(self, rank: int, size: int, local: int = 0) -> None:
         # what torch documents of it is not all in its `__all__`
@@ -108,7 +108,13 @@ class Torchrun(World):
         super().__init__()
         self.rank, self.size, self.local = rank, size, local
         self._dist = dist
-        self._store, *_ = next(dist.rendezvous("env://", rank, size))
+        try:
+            self._store, *_ = next(dist.rendezvous("env://", rank, size))
+        except (ValueError, RuntimeError) as error:
+            raise ResourceError(
+                f"cannot meet the other processes: {str(error).partition(chr(10))[0]}",
+                hint="start them with torchrun, or unset `WORLD_SIZE` to run alone",
+            ) from error
         self._turn = 0
         # what this process has said and others may still have to hear
         self._mine: list[str] = []

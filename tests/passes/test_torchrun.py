@@ -12,14 +12,17 @@ from unittest.mock import patch
 
 import pytest
 
+from rewright.cli import environment
 from rewright.formats.checkpoint import Checkpoint
 from rewright.passes import chunks
 from rewright.passes.compress import solve, spread, traffic, units
 from rewright.passes.compress.plan import draw_up
 from rewright.passes.compress.shapes import Counting
 from rewright.passes.compress.spec import CompressOptions
+from rewright.passes.errors import ResourceError
 from rewright.passes.evaluate import evaluate
 from rewright.passes.spec import Layout, from_plain
+from rewright.passes.world import Torchrun
 from tests.passes.forks import Forks
 from tests.passes.outputs import beside, contents, stamp
 from tests.passes.processes import Launched
@@ -199,3 +202,28 @@ def test_what_is_sent_is_what_the_model_counts(
     with patch.object(units, "WEIGHTS", 1500), patch.object(chunks, "BATCH_TOKENS", 128):
         assert traffic.bytes_sent(count, 3) == made["bytes_sent"]
     assert (len(spread.ROUNDS), spread.BINS, solve.MASK_BLOCK) == (traffic.ROUNDS, traffic.BINS, traffic.SWEEP_BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [
+        ({}, (0, 1, 0)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (3, 8, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, (3, 8, 0)),
+        ({"RANK": "x", "WORLD_SIZE": "8"}, (0, 1, 0)),
+        ({"WORLD_SIZE": "8"}, (0, 1, 0)),
+    ],
+)
+def test_a_process_s_place(said: dict[str, str], place: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert environment.place() == place
+
+
+def test_without_a_launcher_the_others_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ResourceError, match="cannot meet the other processes"):
+        Torchrun(1, 2)

@@ -1,7 +1,7 @@
 """What a pass declares: its options, what it needs and gives, and where its code is.
 
 A spec is data. Commands, recipes, keys and the reference pages are all derived from it, so this module and
-every `passes/<pass>/spec.py` import nothing beyond the standard library.
+every `passes/<pass>/spec.py` import nothing that takes time to load.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from rewright.formats.provenance import history
+
+if TYPE_CHECKING:
+    from rewright.formats.checkpoint import Checkpoint
 
 Metrics = dict[str, Any]
 
@@ -206,6 +211,12 @@ class Layout:
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     config: Mapping[str, Any]
     made: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, source: Checkpoint) -> Layout:
+        """The layout of an opened checkpoint; a bare file has an empty config."""
+        tensors = {name: (entry.dtype, entry.shape) for name, entry in source.entries.items()}
+        return cls(tensors, source.config or {}, history(source.stamp))
 
     @property
     def model_type(self) -> str:

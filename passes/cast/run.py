@@ -14,7 +14,7 @@ from rewright.passes.writing import carry, write_by_layer
 
 def run(context: Context, options: CastOptions, source: Checkpoint, draft: Draft) -> Metrics:
     """Write every tensor, in its own dtype or in the one asked for. Raises BoundError as `rounded` does."""
-    layout = Layout({name: (entry.dtype, entry.shape) for name, entry in source.entries.items()}, source.config or {})
+    layout = Layout.of(source)
     made = specs(options, layout)
     cast = {s.name: to_torch(s.dtype) for s in made if s.dtype != source.entries[s.name].dtype}
     draft.declare(made, options.max_shard_size.count)

@@ -7,7 +7,6 @@ from typing import Any
 from rewright.formats.bitmask import METHOD
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft
-from rewright.formats.provenance import history
 from rewright.passes.context import Context, Progress
 from rewright.passes.convert.codes import Reader, converted, most
 from rewright.passes.convert.order import ordered
@@ -22,8 +21,7 @@ from rewright.passes.writing import carry, units, write_by_layer
 
 def run(context: Context, options: ConvertOptions, source: Checkpoint, draft: Draft) -> Metrics:
     """Write every packed matrix in the form asked for, and everything else as it is."""
-    tensors = {name: (entry.dtype, tuple(entry.shape)) for name, entry in source.entries.items()}
-    layout = Layout(tensors, source.config or {}, history(source.stamp))
+    layout = Layout.of(source)
     plan = draw_up(options.to, layout, _shapes(source))
     if plan.form == plan.to:
         return _link(context, plan, source, draft)

@@ -69,13 +69,11 @@ def _rates(options: RunOptions) -> dict[str, float]:
     return dict(known[key])
 
 
-def seconds_of(guess: Estimate, options: RunOptions) -> float:
-    """Operations and bytes at this machine's rates, one after the other: a guide, not a promise."""
-    return _seconds(_rates(options), guess.flops, guess.bytes_moved)
-
-
 def timed(guess: Estimate, options: RunOptions) -> tuple[float, dict[str, Any]]:
-    """The seconds of a stage, and its details with those of each of its `parts`, where it tells any."""
+    """The seconds of a stage, and its details with those of each of its `parts`, where it tells any.
+
+    Operations and bytes at this machine's rates, one after the other: a guide, not a promise.
+    """
     rates = _rates(options)
     details = dict(guess.details)
     if "parts" in details:

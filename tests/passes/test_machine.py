@@ -116,18 +116,18 @@ def test_rates_are_measured_once(
         cache.write_bytes(found)
     monkeypatch.setattr(rates, "_cache", lambda: cache)
     monkeypatch.setattr(rates, "_measure", measure)
-    assert rates.seconds_of(GUESS, RunOptions(threads=1)) == 2
-    assert rates.seconds_of(GUESS, RunOptions(threads=1)) == 2
+    assert rates.timed(GUESS, RunOptions(threads=1))[0] == 2
+    assert rates.timed(GUESS, RunOptions(threads=1))[0] == 2
     assert measured == [1], "at the threads the run will have"
-    rates.seconds_of(GUESS, RunOptions(threads=2))
+    rates.timed(GUESS, RunOptions(threads=2))
     assert measured == [1, 2]
     known = json.loads(cache.read_text())
     assert {"flops": 1e9, "bytes": 1e8} in known.values()
     cache.write_text(json.dumps({key: {"flops": 0, "bytes": "x"} for key in known}))
-    assert rates.seconds_of(GUESS, RunOptions(threads=1)) == 2
+    assert rates.timed(GUESS, RunOptions(threads=1))[0] == 2
 
 
 def test_rates_without_a_place_to_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: Any) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(rates, "_cache", lambda: tmp_path / "file" / "rates.json")
-    assert rates.seconds_of(GUESS, RunOptions(threads=1)) > 0
+    assert rates.timed(GUESS, RunOptions(threads=1))[0] > 0

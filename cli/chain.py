@@ -13,6 +13,7 @@ import typer
 from rewright.cli import console, usage
 from rewright.cli.build import command, completer, metavar, parser
 from rewright.cli.plan import describe
+from rewright.formats.errors import reason
 from rewright.passes import registry, world
 from rewright.passes.context import RunOptions
 from rewright.passes.errors import BoundError, InputError, StaleError, UsageError
@@ -34,10 +35,11 @@ def perform(src: Path, dst: Path, stages: tuple[Stage, ...], run: RunOptions) ->
     talk = console.current()
     if run.events is not None:
         _refuse_events(run.events, src, dst)
-    leads = world.current().leads
-    talk.configure(quiet=run.quiet or not leads, verbose=run.verbose, events=run.events if leads else None)
-    job = Run(src=src, dst=dst, stages=stages, options=run)
     shared = world.current()
+    talk.configure(
+        quiet=run.quiet or not shared.leads, verbose=run.verbose, events=run.events if shared.leads else None
+    )
+    job = Run(src=src, dst=dst, stages=stages, options=run)
     try:
         document = shared.lead(lambda: pipeline.plan(job)) if run.dry_run else pipeline.execute(job, talk, shared)
     except (BoundError, StaleError) as refusal:
@@ -192,7 +194,7 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"recipe `{path}` is not UTF-8: byte {error.start}") from None
     except OSError as error:
-        raise InputError(f"cannot read recipe `{path}`: {(error.strerror or str(error)).lower()}") from None
+        raise InputError(f"cannot read recipe `{path}`: {reason(error)}") from None
 
 
 def _add_pass(app: typer.Typer, spec: Spec) -> None:

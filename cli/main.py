@@ -52,14 +52,19 @@ def _log(error: BaseException, words: Sequence[str]) -> str | None:
         return None
 
 
-def _interrupted(code: int, words: Sequence[str], error: BaseException) -> int:
-    """Say that a signal ended the command, and how to go on where there is partial work."""
+def _makes(words: Sequence[str]) -> bool:
+    """Whether a command line makes a checkpoint."""
     from rewright.passes.registry import SPECS
 
+    return bool(words) and (words[0] in SPECS or words[0] in ("chain", "run"))
+
+
+def _interrupted(code: int, words: Sequence[str], error: BaseException) -> int:
+    """Say that a signal ended the command, and how to go on where there is partial work."""
     ended = "terminated" if code == exits.TERMINATED else "interrupted"
     if world.current().end(ended, error):
         return code
-    if words and (words[0] in SPECS or words[0] in ("chain", "run")):
+    if _makes(words):
         again = shlex.join(["rewright", *words])
         console.current().error(f"{ended}; partial work is kept", hint=f"the same command goes on from it: `{again}`")
     else:
@@ -107,11 +112,8 @@ def _joined(words: Sequence[str]) -> bool:
 
     What no processes share is done by the first. Of the others none writes to stdout.
     """
-    from rewright.passes.registry import SPECS
-
-    shared = bool(words) and (words[0] in SPECS or words[0] in ("chain", "run", "eval"))
     rank, size, local = environment.place()
-    if size == 1 or not shared:
+    if size == 1 or not (_makes(words) or "eval" in words[:1]):
         return rank == 0
     world.join(rank, size, local)
     if rank:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from rewright.formats.checkpoint import Checkpoint
-from rewright.formats.provenance import history
 from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError
 from rewright.passes.machine import version
@@ -25,8 +24,7 @@ def draw_up(
 ) -> dict[str, Any]:
     """The document of a run with nothing done yet. Raises what the passes refuse at the sight of the headers."""
     stages: list[dict[str, Any]] = []
-    tensors = {name: (entry.dtype, tuple(entry.shape)) for name, entry in survey.source.entries.items()}
-    layout = Layout(tensors, survey.source.config or {}, history(survey.source.stamp))
+    layout = Layout.of(survey.source)
     for number, stage in enumerate(run.stages, start=1):
         with named(number, run.stages):
             _check_wants(stage, survey.source)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rewright.formats import bitmask, packing
 from rewright.formats.compressed_tensors import Scheme
-from rewright.formats.draft import TensorSpec
 from rewright.formats.dtypes import nbytes
+from rewright.formats.layout import TensorSpec
 from rewright.formats.packing import Record
 from rewright.passes.compress import cost, readers, records
 from rewright.passes.compress.shapes import Counting

@@ -34,11 +34,12 @@ from rewright.passes.loading import Assembly, load_tokenizer, stored_dtype
 from rewright.passes.sharing import each
 from rewright.passes.spec import Layout, Metrics
 from rewright.passes.walk import Walk
+from rewright.passes.writing import carry
 
 
 def run(context: Context, options: CompressOptions, source: Checkpoint, draft: Draft) -> Metrics:
     """Compress every matrix of the decoder layers; embedding, head and norms stay as they are."""
-    layout = Layout({name: (e.dtype, tuple(e.shape)) for name, e in source.entries.items()}, source.config or {})
+    layout = Layout.of(source)
     plan = output.settle(draw_up(options, layout), source)
     refuse_scaled(source.entries)
     dtype = compute_dtype(context.dtype, context.device, stored_dtype(source))
@@ -71,9 +72,7 @@ def run(context: Context, options: CompressOptions, source: Checkpoint, draft: D
             f"{unseen} matrices of experts saw fewer tokens than they have columns and were rounded to nearest:"
             f" `{report.REPORT}` names them"
         )
-    behind = draft.carry(source)
-    if behind:
-        context.reporter.warn(f"not carried over: {', '.join(behind)}")
+    carry(context, source, draft)
     if packed:
         draft.edit_config({"quantization_config": quantization_config(packed, output.left_dense(plan, assembly))})
     return report.put(draft, plan, options, found)

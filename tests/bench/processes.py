@@ -214,8 +214,7 @@ def foretold(model: Path) -> int:
 
     options = CompressOptions(calibration_text=(TEXT,), sparsity=0.5)
     source = Checkpoint.open(model)
-    tensors = {name: (entry.dtype, tuple(entry.shape)) for name, entry in source.entries.items()}
-    layout = Layout(tensors, source.config or {})
+    layout = Layout.of(source)
     held_out = held_out_samples(options.samples)
     length = int((source.config or {})["max_position_embeddings"])
     plan = draw_up(options, layout)

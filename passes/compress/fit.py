@@ -102,7 +102,7 @@ class Fitter:
         if self.options.mask == "sweep" and spread.matrices and all(one.keep is None for one in pruned):
             yield from self._fit_spread(shared, units, pruned, spread)
             return
-        factors: dict[tuple[int | None, str], Factor] = {}
+        factors: dict[int | None, Factor] = {}
         for unit, own in zip(units, pruned, strict=True):
             found: list[Fitted] = []
             first = 0
@@ -146,13 +146,13 @@ class Fitter:
         moments: Moments,
         members: tuple[Matrix, ...],
         pruned: Pruned,
-        factors: dict[tuple[int | None, str], Factor],
+        factors: dict[int | None, Factor],
     ) -> tuple[Solved, float]:
         options, own, matrix = self.options, moments.hessian, members[0]
         order = self._order(own.diagonal(), matrix)
         ordered = own if order is None else own[order][:, order]
-        # the columns' order hangs on the groups; a warning is given for each run of matrices
-        key = (matrix.group if order is not None else None, matrix.name)
+        # the columns' order hangs on the groups
+        key = None if order is None else matrix.group or matrix.columns
         if key not in factors:
             factors.clear()
             factors[key] = self._factor(ordered, matrix.name)

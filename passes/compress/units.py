@@ -1,4 +1,4 @@
-"""What a solve is split into: all matrices of an input, or where they are large some rows of one of them.
+"""What a solve is split into: all matrices of an input, or one of them, or where it is large some of its rows.
 
 The cut depends on shapes alone and each unit's arithmetic on the unit alone, so a result has the same bytes
 whichever process solves which unit.
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rewright.passes.compress.plan import Matrix
 
-# Weights of a unit: fewer, and the calls of a column cost more than its arithmetic.
-WEIGHTS = 1 << 20
+# Weights past which the matrices of an input are solved apart, and past which a matrix is cut. With fewer, the calls
+# of a column cost more than its arithmetic.
+APART, WEIGHTS = 1 << 18, 1 << 20
 # Rows come in multiples of this, which hold whole words of packed codes and zero points whatever their bits.
 ROWS = 32
 
@@ -50,7 +51,7 @@ def units_of(matrices: Sequence[Matrix]) -> list[Unit]:
     """
     columns, rows = matrices[0].columns, sum(matrix.rows for matrix in matrices)
     kept = any(matrix.expert or matrix.transposed or matrix.part is not None for matrix in matrices)
-    if kept or rows * columns <= WEIGHTS:
+    if kept or rows * columns <= min(APART, WEIGHTS):
         return whole(matrices)
     found: list[Unit] = []
     first = 0

@@ -2,7 +2,7 @@
 
 Each time two processes compress a model, one of them is killed, and the same command is given again to another number
 of processes. Printed are the moment, who was killed, how long the other took to end and what was said. A run that does
-not end in 30 s, leaves something at the destination, or ends in other bytes, is an error.
+not end in 30 s, leaves anything but the whole result at the destination, or ends in other bytes, is an error.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def once(model: Path, folder: Path, lasts: float, expected: str) -> str:
     began = time.monotonic()
     code, _, err = run.wait()
     ended = time.monotonic() - began
-    if code == 0:
+    if code == 0 or dst.exists():
+        # published, whether or not a process was killed on its way out
         assert digest(dst) == expected
         return f"at {moment:.1f} s: {'it was done' if struck else 'nobody was there to kill'}"
     assert ended < MOST_SECONDS, f"{ended:.1f} s until all had ended"
-    assert not dst.exists(), "something is at the destination"
     said = next((line for line in err.splitlines() if line.startswith("error:")), "nothing: it was not up yet")
     size = random.choice((1, 2, 3))
     code, _, err = Launched(folder, size, words(model, dst)).wait()

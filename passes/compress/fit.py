@@ -74,7 +74,9 @@ class Fitter:
         if options.mask == "sweep":
             if not options.tune:
                 return [Pruned(one, one, None) for one in wanted]
-            return [self._swept(one, moments.hessian, members) for one, members in zip(wanted, stacks, strict=True)]
+            # who tunes has all units, and a sweep chooses its zeros among all rows of a matrix
+            swept = self._swept(torch.cat(wanted), moments.hessian, shared.matrices)
+            return [swept.rows(unit.first, unit.stop) for unit in units]
         found = admm.prune(wanted, moments.hessian, stacks, options.pattern, options.mask_block, keeps, spread=spread)
         return [Pruned(one, weight, keep) for one, (keep, weight) in zip(wanted, found, strict=True)]
 

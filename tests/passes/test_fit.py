@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewright.passes.compress import admm, hessian, solve
+from rewright.passes.compress import admm, hessian, solve, units
 from rewright.passes.compress.fit import Fitted, Fitter, Pruned, round_off
 from rewright.passes.compress.mask import Spread
 from rewright.passes.compress.refine import refine
 from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.compress.statistics import Moments, SharedInput
+from rewright.passes.compress.tune import stack as tune_stack
 from rewright.passes.compress.units import whole
 from rewright.passes.context import Silent
 from rewright.passes.values import Bits, GroupSize, Pattern
@@ -243,20 +244,27 @@ def test_zeros_of_the_source_are_the_zeros_of_the_result() -> None:
         assert int((one.solved.weight != 0).sum()) > (0.9 if asked.quantises else 1) * int(keep.sum()) - 1
 
 
-def test_a_sweep_s_own_zeros_can_be_tuned_before_it_rounds() -> None:
-    """With `--tune` the sweep's mask is found first, by a sweep that rounds nothing."""
+def test_a_sweep_s_own_zeros_can_be_tuned_before_it_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `--tune` the sweep's mask is found first, by a sweep that rounds nothing, in whatever units it is fitted."""
     weight, own = problem(40, 48, seed=3)
     asked = options(sparsity=0.5, mask="sweep", group_size=GroupSize(16))
+    monkeypatch.setattr(units, "WEIGHTS", 400)
+    monkeypatch.setattr(units, "ROWS", 8)
     for tune in (0, 5):
         fitter = Fitter(replace(asked, tune=tune), torch.bfloat16, Silent())
         met = shared(asked, own, 24, 16)
-        units = whole(met.matrices)
-        (pruned,) = fitter.prune(met, units, [weight])
+        every = whole(met.matrices)
+        (pruned,) = fitter.prune(met, every, [weight])
         assert (pruned.keep is None) == (tune == 0)
         if tune:
+            cut = units.units_of([*met.matrices])
+            weights = [weight[unit.rows] for unit in cut]
+            apart = tune_stack(fitter.prune(met, cut, weights))
+            assert len(cut) > 2
+            assert torch.equal(apart.weight, pruned.weight)
             assert pruned.keep is not None
             assert int((~pruned.keep[24:]).sum()) == 16 * 24
-        for one in next(fitter.fit(met, units, [pruned])):
+        for one in next(fitter.fit(met, every, [pruned])):
             assert one.solved.keep is not None
             assert int((~one.solved.keep).sum()) == one.matrix.rows * 24
 

@@ -66,7 +66,7 @@ def choose_spread(
         return [
             choose(score, members, pattern, span, share=share) for score, members in zip(scores, stacks, strict=True)
         ]
-    names = [members[0].name for members in stacks]
+    names = [members[0].name if members[0].is_cut else None for members in stacks]
     places = [[place for place, name in enumerate(names) if name == matrix.name] for matrix in spread.matrices]
     found = keep_largest_spread(
         [[scores[place] for place in mine] for mine in places],

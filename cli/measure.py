@@ -80,7 +80,8 @@ def _kernels(run: RunOptions) -> Iterator[None]:
 
 def _talk(run: RunOptions) -> console.Console:
     talk = console.current()
-    talk.configure(quiet=run.quiet, verbose=run.verbose, events=run.events)
+    leads = world.current().leads
+    talk.configure(quiet=run.quiet or not leads, verbose=run.verbose, events=run.events if leads else None)
     return talk
 
 

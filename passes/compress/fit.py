@@ -21,6 +21,9 @@ from rewright.passes.context import Reporter
 from rewright.passes.values import UNQUANTISED
 from rewright.passes.world import World
 
+# The factor that a sweep needs, and the damped Hessian that refinement does.
+_Inverse = tuple[Factor, torch.Tensor | None]
+
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
@@ -104,7 +107,7 @@ class Fitter:
         if self.options.mask == "sweep" and spread.matrices and all(one.keep is None for one in pruned):
             yield from self._fit_spread(shared, units, pruned, spread)
             return
-        factors: dict[int | None, Factor] = {}
+        factors: dict[int | None, _Inverse] = {}
         for unit, own in zip(units, pruned, strict=True):
             found: list[Fitted] = []
             first = 0
@@ -120,9 +123,9 @@ class Fitter:
         self, shared: SharedInput, units: Sequence[Unit], pruned: Sequence[Pruned], spread: Spread
     ) -> Iterator[list[Fitted]]:
         """Units that choose their zeros together, while they are swept."""
-        own, upper, damp = shared.own.hessian, None, 0.0
+        own, upper, damp, curvature = shared.own.hessian, None, 0.0, None
         if units:
-            factor = self._factor(own, shared.matrices[0].name)
+            factor, curvature = self._inverse(own, own, shared.matrices[0].name)
             upper, damp = factor.upper, factor.damp
         solved = solve.sweep_spread(
             [one.weight for one in pruned],
@@ -135,20 +138,21 @@ class Fitter:
         )
         for unit, one, result in zip(units, pruned, solved, strict=True):
             matrix = unit.members[0]
-            yield _apart(unit.members, self._refined(result, one, own, damp, matrix), one.wanted, damp)
+            yield _apart(unit.members, self._refined(result, one, curvature, matrix), one.wanted, damp)
 
-    def _factor(self, own: torch.Tensor, name: str) -> Factor:
-        factor = hessian.factorise(own, self.options.damp, name)
+    def _inverse(self, ordered: torch.Tensor, own: torch.Tensor, name: str) -> _Inverse:
+        """Once for all units of an input: columns in the order of the sweep, and in their own."""
+        factor = hessian.factorise(ordered, self.options.damp, name)
         if factor.damp > self.options.damp:
             self.reporter.warn(f"`{name}`: damping raised from {self.options.damp:g} to {factor.damp:g}")
-        return factor
+        return factor, hessian.damped(own, factor.damp) if self.options.refine else None
 
     def _solve(
         self,
         moments: Moments,
         members: tuple[Matrix, ...],
         pruned: Pruned,
-        factors: dict[int | None, Factor],
+        factors: dict[int | None, _Inverse],
     ) -> tuple[Solved, float]:
         options, own, matrix = self.options, moments.hessian, members[0]
         order = self._order(own.diagonal(), matrix)
@@ -157,8 +161,8 @@ class Fitter:
         key = None if order is None else matrix.group or matrix.columns
         if key not in factors:
             factors.clear()
-            factors[key] = self._factor(ordered, matrix.name)
-        factor = factors[key]
+            factors[key] = self._inverse(ordered, own, matrix.name)
+        factor, curvature = factors[key]
         weight, keep = pruned.weight, pruned.keep
         if order is not None:
             weight, keep = weight[:, order], None if keep is None else keep[:, order]
@@ -173,12 +177,11 @@ class Fitter:
         )
         if order is not None:
             solved = _restored(solved, order, matrix.group or matrix.columns)
-        return self._refined(solved, pruned, own, factor.damp, matrix), factor.damp
+        return self._refined(solved, pruned, curvature, matrix), factor.damp
 
-    def _refined(self, solved: Solved, pruned: Pruned, own: torch.Tensor, damp: float, matrix: Matrix) -> Solved:
-        if not self.options.refine:
+    def _refined(self, solved: Solved, pruned: Pruned, curvature: torch.Tensor | None, matrix: Matrix) -> Solved:
+        if curvature is None:
             return solved
-        curvature = hessian.damped(own, damp)
         return refine(solved, pruned.wanted, curvature, bits=matrix.bits, passes=self.options.refine)
 
     def _order(self, diagonal: torch.Tensor, matrix: Matrix) -> torch.Tensor | None:

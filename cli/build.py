@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rewright.passes.context import RunOptions
 from rewright.passes.errors import UsageError
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Field, fields_of
 
 Action = Callable[[], None]

@@ -15,9 +15,9 @@ from rewright.cli.build import command, completer, metavar, parser
 from rewright.cli.plan import describe
 from rewright.formats.errors import reason
 from rewright.passes import registry, world
-from rewright.passes.context import RunOptions
 from rewright.passes.errors import BoundError, InputError, StaleError, UsageError
 from rewright.passes.inputs import paths_of
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Spec, fields_of
 
 if TYPE_CHECKING:

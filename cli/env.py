@@ -16,7 +16,8 @@ from rewright.cli import console, environment
 from rewright.cli.build import command
 from rewright.cli.console import table
 from rewright.cli.figures import size
-from rewright.passes.context import RunOptions, usable_cpus
+from rewright.passes.machine import usable_cpus
+from rewright.passes.run_options import RunOptions
 
 LIBRARIES = (
     "rewright",

@@ -17,8 +17,8 @@ from rewright.cli.build import command
 from rewright.cli.console import table
 from rewright.cli.report import bench_rows, eval_head, eval_rows
 from rewright.passes import world
-from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError, UsageError
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Opt
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="checkpoint folder")]

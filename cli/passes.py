@@ -11,7 +11,7 @@ from rewright.cli import console
 from rewright.cli.build import command, completer, metavar
 from rewright.cli.console import table
 from rewright.passes import registry
-from rewright.passes.context import RunOptions
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Field, Spec, fields_of
 
 

@@ -14,8 +14,8 @@ from rewright.cli import console
 from rewright.cli.build import command
 from rewright.cli.console import table
 from rewright.cli.figures import duration, figure, size
-from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError, UsageError
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import fields_of
 
 Checkpoint = Annotated[Path, typer.Argument(metavar="PATH", help="checkpoint folder or one .safetensors file")]

@@ -18,9 +18,9 @@ import typer.main
 
 from rewright.cli import environment, exits, root
 from rewright.cli.build import RUN_PANEL
-from rewright.passes.context import RunOptions
 from rewright.passes.models.families import FAMILIES, Family
 from rewright.passes.registry import SPECS
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Field, Spec, fields_of
 
 DOCS = Path(__file__).resolve().parent

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from rewright.formats.checkpoint import Checkpoint
-from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError
 from rewright.passes.machine import version
 from rewright.passes.recipe import Stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Estimate, Layout, to_plain
 from rewright.passes.stages import named
 from rewright.passes.survey import Run, Survey

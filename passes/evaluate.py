@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from rewright.passes import calibration
 from rewright.passes.choices import answer
-from rewright.passes.context import Reporter, Silent, usable_cpus
+from rewright.passes.context import Reporter, Silent
 from rewright.passes.errors import BoundError, InputError
 from rewright.passes.inputs import Inputs
-from rewright.passes.machine import prepare
+from rewright.passes.machine import prepare, usable_cpus
 from rewright.passes.scoring import Scorer, Window, open_scorer, scored, targets
 from rewright.passes.world import World
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.passes import calibration
-from rewright.passes.context import usable_cpus
 from rewright.passes.errors import BoundError, InputError
-from rewright.passes.machine import peak_resident, prepare
+from rewright.passes.machine import peak_resident, prepare, usable_cpus
 from rewright.passes.scoring import Scorer, open_scorer
 
 if TYPE_CHECKING:

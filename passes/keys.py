@@ -10,9 +10,9 @@ from typing import Any
 
 from rewright.formats.digest import SourceDigest
 from rewright.passes import registry
-from rewright.passes.context import RunOptions
 from rewright.passes.inputs import Inputs
 from rewright.passes.recipe import Stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import fields_of, to_plain
 
 

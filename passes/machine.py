@@ -1,13 +1,23 @@
-"""The machine as a run sees it: threads and library versions."""
+"""The machine as a run sees it: CPUs and devices, threads, memory, library versions."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
+import os
 import platform
+import re
 import resource
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rewright.passes.errors import ResourceError, UsageError
+from rewright.passes.world import current
+
+if TYPE_CHECKING:
+    import torch
 
 # What mallopt(3) calls its options, and from which size on a tensor gets pages of its own: large enough that the time
 # a fresh page takes is nothing beside what is done with it.
@@ -31,6 +41,56 @@ def libraries() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def usable_cpus() -> int:
+    """The CPUs this process may run on; in a container its share, where the system tells it."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, _container_share(Path("/sys/fs/cgroup")) or count)
+
+
+def _container_share(groups: Path) -> int | None:
+    """The CPUs that a control group grants by time, rounded up; None where it sets no limit."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (groups / "cpu.max").read_text().split()
+        return max(1, math.ceil(int(quota) / int(period)))
+    with contextlib.suppress(OSError, ValueError):
+        limit, period = ((groups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return math.ceil(int(limit) / int(period)) if int(limit) > 0 else None
+    return None
+
+
+def find_device(wanted: str) -> torch.device:
+    """The torch device for `--device`; of several processes on a machine each takes a GPU of its own by itself.
+
+    Raises UsageError for an unknown word, ResourceError for an absent device.
+    """
+    import torch
+
+    if wanted == "auto" and torch.cuda.is_available():
+        here = current()
+        return torch.device("cuda", here.local % torch.cuda.device_count()) if here.size > 1 else torch.device("cuda")
+    if wanted == "auto":
+        return torch.device("cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", wanted):
+        raise UsageError(f"no device `{wanted}`", hint="say `cpu`, `cuda` or `cuda:N`")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ResourceError(
+            f"device `{wanted}` is not there: this machine has {torch.cuda.device_count()} GPUs",
+            hint="use `--device cpu`, or install a torch built for CUDA",
+        )
+    return device
+
+
+def compute_dtype(rule: str, device: torch.device, stored: torch.dtype) -> torch.dtype:
+    """The dtype of the model's forward under `--dtype`; sums of statistics stay float32 whatever it is."""
+    import torch
+
+    named = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+    if rule in named:
+        return named[rule]
+    return stored if device.type == "cuda" else torch.float32
 
 
 def prepare(threads: int) -> None:

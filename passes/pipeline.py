@@ -14,10 +14,10 @@ from rewright.formats.errors import ConflictError, StorageError
 from rewright.formats.provenance import STAMP, read_stamp
 from rewright.formats.seal import write_stamp
 from rewright.passes import bounds
-from rewright.passes.context import Reporter, Silent, find_device, usable_cpus
+from rewright.passes.context import Reporter, Silent
 from rewright.passes.document import draw_up, fill, room
 from rewright.passes.errors import BoundError, InputError, StaleError, UsageError
-from rewright.passes.machine import version
+from rewright.passes.machine import find_device, usable_cpus, version
 from rewright.passes.stages import Chain, carry_out
 from rewright.passes.survey import (
     Run,

@@ -12,8 +12,8 @@ from typing import Any
 
 from rewright.formats.errors import StorageError
 from rewright.formats.files import write_file
-from rewright.passes.context import RunOptions, find_device, usable_cpus
-from rewright.passes.machine import prepare
+from rewright.passes.machine import find_device, prepare, usable_cpus
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Estimate
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from rewright.passes.cast.spec import CAST
 from rewright.passes.compress.spec import COMPRESS
-from rewright.passes.context import RunOptions
 from rewright.passes.convert.spec import CONVERT
 from rewright.passes.errors import UsageError
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Spec, fields_of
 
 

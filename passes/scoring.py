@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.packing import MARKS
-from rewright.passes.context import Reporter, Silent, compute_dtype, find_device
+from rewright.passes.context import Reporter, Silent
 from rewright.passes.errors import InputError
+from rewright.passes.machine import compute_dtype, find_device
 
 if TYPE_CHECKING:
     import torch

@@ -15,12 +15,13 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft
 from rewright.formats.errors import Refusal
 from rewright.formats.files import storage
-from rewright.passes.context import Context, Reporter, RunOptions, find_device
+from rewright.passes.context import Context, Reporter
 from rewright.passes.errors import BoundError, UsageError
 from rewright.passes.inputs import Inputs
 from rewright.passes.journal import Journal
-from rewright.passes.machine import libraries, prepare
+from rewright.passes.machine import find_device, libraries, prepare
 from rewright.passes.recipe import Stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Metrics, to_plain
 from rewright.passes.workspace import Workspace
 from rewright.passes.world import World

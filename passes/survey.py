@@ -15,11 +15,12 @@ from rewright.formats.digest import SourceDigest, source_digest
 from rewright.formats.errors import ConflictError, StorageError
 from rewright.formats.provenance import read_stamp
 from rewright.passes import bounds, calibration, keys
-from rewright.passes.context import Reporter, RunOptions
+from rewright.passes.context import Reporter
 from rewright.passes.errors import InputError, StaleError, UsageError
 from rewright.passes.inputs import STDIN, Inputs, paths_of
 from rewright.passes.machine import libraries, version
 from rewright.passes.recipe import Stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import to_plain
 from rewright.passes.workspace import Workspace
 from rewright.passes.world import World

@@ -14,8 +14,8 @@ from rewright.formats.errors import ConflictError
 from rewright.formats.files import SCRATCH, storage, write_file
 from rewright.formats.provenance import STAMP, read_stamp
 from rewright.passes import keys
-from rewright.passes.context import usable_cpus
 from rewright.passes.journal import journals
+from rewright.passes.machine import usable_cpus
 
 RECORD = "run.json"
 

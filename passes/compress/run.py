@@ -28,9 +28,10 @@ from rewright.passes.compress.plan import (
     specs,
 )
 from rewright.passes.compress.spec import CompressOptions
-from rewright.passes.context import Context, Progress, compute_dtype
+from rewright.passes.context import Context, Progress
 from rewright.passes.errors import InputError
 from rewright.passes.loading import Assembly, load_tokenizer, stored_dtype
+from rewright.passes.machine import compute_dtype
 from rewright.passes.sharing import each
 from rewright.passes.spec import Layout, Metrics
 from rewright.passes.walk import Walk

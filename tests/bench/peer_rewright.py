@@ -10,9 +10,10 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from rewright.passes.context import RunOptions, Silent
+from rewright.passes.context import Silent
 from rewright.passes.pipeline import execute
 from rewright.passes.recipe import make
+from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 from tests.bench.peer_llmcompressor import timed, warm
 

@@ -23,11 +23,12 @@ from typing import Any
 from unittest.mock import patch
 
 from rewright.passes.calibration import read_documents
-from rewright.passes.context import RunOptions, Silent
+from rewright.passes.context import Silent
 from rewright.passes.evaluate import evaluate
 from rewright.passes.inputs import Inputs
 from rewright.passes.pipeline import execute
 from rewright.passes.recipe import make
+from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 from tests.bench.harness import machine
 from tests.bench.quality_page import page

@@ -26,7 +26,7 @@ import torch
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.passes import calibration
-from rewright.passes.context import RunOptions, Silent
+from rewright.passes.context import Silent
 from rewright.passes.generate import greedy
 from rewright.passes.inputs import Inputs
 from rewright.passes.loading import Assembly, import_model, load_tokenizer
@@ -34,6 +34,7 @@ from rewright.passes.machine import give_back, peak_resident
 from rewright.passes.models.running import weight_bytes
 from rewright.passes.pipeline import execute
 from rewright.passes.recipe import make
+from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 from tests.bench.harness import machine
 from tests.bench.run_packed_page import page

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rewright.passes.context import RunOptions
+from rewright.passes.run_options import RunOptions
 from rewright.passes.values import Pattern
 
 from .conftest import FakeOptions

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from rewright.cli.chain import split, stage_of
 from rewright.passes import recipe, registry
-from rewright.passes.context import RunOptions
 from rewright.passes.errors import UsageError
 from rewright.passes.recipe import Stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.values import Pattern
 
 from .conftest import FAKE, FakeOptions

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rewright.kernels.pack import unpack
-from rewright.passes.context import RunOptions, Silent
+from rewright.passes.context import Silent
 from rewright.passes.pipeline import execute, plan
 from rewright.passes.recipe import make as make_stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 from tests.passes.conftest import STORIES
 

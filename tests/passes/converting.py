@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rewright.passes.context import RunOptions, Silent
+from rewright.passes.context import Silent
 from rewright.passes.pipeline import execute
 from rewright.passes.recipe import make as make_stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 
 PACKED, MASKED, DENSE = "pack-quantized", "bitmask-w4", "dense"

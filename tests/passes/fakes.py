@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft
-from rewright.passes.context import Context, RunOptions, Silent
+from rewright.passes.context import Context, Silent
 from rewright.passes.pipeline import execute
 from rewright.passes.recipe import Stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Estimate, Layout, Opt, Spec
 from rewright.passes.survey import Run
 

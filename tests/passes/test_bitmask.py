@@ -19,11 +19,11 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft
 from rewright.formats.verify import verify
 from rewright.kernels.pack import unpack
-from rewright.passes.context import RunOptions
 from rewright.passes.errors import UsageError
 from rewright.passes.loading import load, register
 from rewright.passes.pipeline import plan
 from rewright.passes.recipe import make as make_stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 from rewright.passes.weights import Weights
 from tests.passes.compressing import QUICK, compress, logits, plain, report

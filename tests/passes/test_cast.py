@@ -19,12 +19,13 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError, Refusal
 from rewright.formats.verify import verify
 from rewright.passes import rounding
-from rewright.passes.context import RunOptions, Silent
+from rewright.passes.context import Silent
 from rewright.passes.errors import UsageError
 from rewright.passes.loading import load
 from rewright.passes.pipeline import execute, plan
 from rewright.passes.recipe import make as make_stage
 from rewright.passes.recipe import parse as parse_recipe
+from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 from tests.passes.compressing import QUICK, change, compress, logits, plain
 from tests.passes.conftest import STORIES, TINY, make

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rewright.kernels.pack import unpack
-from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError
 from rewright.passes.loading import load
 from rewright.passes.pipeline import plan
 from rewright.passes.recipe import make as make_stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 from tests.passes.compressing import QUICK, compress, logits, plain, report, zeros
 from tests.passes.conftest import STORIES, make

@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import Refusal
-from rewright.passes.context import RunOptions, Silent
+from rewright.passes.context import Silent
 from rewright.passes.errors import BoundError, InputError, UsageError
 from rewright.passes.loading import load
 from rewright.passes.models.families import FAMILIES
 from rewright.passes.pipeline import execute
 from rewright.passes.recipe import make as make_stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.summary import summary
 from rewright.passes.survey import Run
 from tests.passes.compressing import QUICK, change, compress, logits, plain, plan_words, report

@@ -11,10 +11,10 @@ import pytest
 
 from rewright.formats.errors import Refusal
 from rewright.passes.compress.spec import CompressOptions
-from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.pipeline import plan
 from rewright.passes.recipe import make as make_stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 
 TEXT = {"calibration-text": "text"}

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 
 from rewright.formats.verify import verify
 from rewright.kernels.pack import pack, unpack
-from rewright.passes.context import RunOptions
 from rewright.passes.loading import load
 from rewright.passes.pipeline import plan
 from rewright.passes.recipe import make as make_stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 from tests.passes.compressing import change, compress, logits, plain
 from tests.passes.conftest import EXPERTS, STORIES, make

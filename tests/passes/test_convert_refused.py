@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from rewright.formats.errors import Refusal
-from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError
 from rewright.passes.pipeline import plan
 from rewright.passes.recipe import parse as parse_recipe
+from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 from tests.passes.compressing import change, compress
 from tests.passes.conftest import STORIES

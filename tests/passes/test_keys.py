@@ -20,10 +20,10 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.digest import source_digest
 from rewright.passes import keys
 from rewright.passes.compress.spec import COMPRESS, CompressOptions
-from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError
 from rewright.passes.inputs import Inputs
 from rewright.passes.recipe import Stage
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import fields_of
 from rewright.passes.values import Bits, BitsFor, GroupSize, Pattern, SparsityFor
 from tests.passes.conftest import STORIES

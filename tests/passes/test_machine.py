@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from rewright.passes import context, rates
-from rewright.passes.context import RunOptions, Silent, compute_dtype, find_device, usable_cpus
+from rewright.passes import machine, rates
+from rewright.passes.context import Silent
 from rewright.passes.errors import ResourceError, UsageError
-from rewright.passes.machine import LIBRARIES, libraries, prepare
+from rewright.passes.machine import LIBRARIES, compute_dtype, find_device, libraries, prepare, usable_cpus
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Estimate, Layout
 
 
@@ -81,7 +82,7 @@ def test_a_container_has_its_share(files: dict[str, str], share: int | None, tmp
     (tmp_path / "cpu").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert context._container_share(tmp_path) == share
+    assert machine._container_share(tmp_path) == share
 
 
 def test_a_silent_reporter_keeps_warnings() -> None:

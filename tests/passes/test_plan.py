@@ -14,8 +14,8 @@ from rewright.passes import rates
 from rewright.passes.compress import admm, budget, cost, polish, tune
 from rewright.passes.compress.plan import draw_up, estimate, fit_group, specs
 from rewright.passes.compress.spec import CompressOptions
-from rewright.passes.context import RunOptions
 from rewright.passes.errors import InputError, UsageError
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Layout
 from rewright.passes.values import CODE_BITS, Bits, BitsFor, GroupSize, Pattern
 

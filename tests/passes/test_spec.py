@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewright.passes import registry
-from rewright.passes.context import RunOptions
+from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Opt, fields_of, from_plain, to_plain
 from rewright.passes.values import Bits, BitsFor, ByteSize, GroupSize, Pattern, Regex, SparsityFor
 

@@ -12,7 +12,7 @@ import typer
 
 from rewright.cli import console, usage
 from rewright.cli.build import command, completer, metavar, parser
-from rewright.cli.plan import describe
+from rewright.cli.describe import describe
 from rewright.formats.errors import reason
 from rewright.passes import registry, world
 from rewright.passes.errors import BoundError, InputError, StaleError, UsageError

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewright.cli.plan import outline
+from rewright.cli.describe import outline
 from rewright.passes import rates
 from rewright.passes.compress import admm, budget, cost, polish, tune
 from rewright.passes.compress.plan import draw_up, estimate, fit_group, specs

@@ -125,7 +125,7 @@ def encode(tokenizer: Any, text: str, rows: int) -> list[int]:
     return ids
 
 
-def _pieces(texts: Sequence[str], most: int) -> list[str]:
+def pieces(texts: Sequence[str], most: int) -> list[str]:
     """Documents, those past `most` characters cut before white space; joined again they are what they were."""
     found = []
     for text in texts:
@@ -177,11 +177,11 @@ def draw(
     """
     import torch
 
-    pieces = _pieces(texts, PIECE_CHARACTERS * length)
+    parts = pieces(texts, PIECE_CHARACTERS * length)
     start = start_tokens(tokenizer)
-    order = spread(len(pieces), seed)
-    stream, used = _fill(order, pieces, tokenizer, start, rows, samples * length)
-    rest, _ = _fill(order, pieces, tokenizer, start, rows, held_out * length)
+    order = spread(len(parts), seed)
+    stream, used = _fill(order, parts, tokenizer, start, rows, samples * length)
+    rest, _ = _fill(order, parts, tokenizer, start, rows, held_out * length)
     tokens = _cut(stream, samples, length)
     if not len(tokens):
         raise InputError(

@@ -13,6 +13,7 @@ from rewright.passes.world import World
 if TYPE_CHECKING:
     import torch
 
+    from rewright.formats.checkpoint import Checkpoint
     from rewright.passes.inputs import Inputs
     from rewright.passes.journal import Journal
 
@@ -63,9 +64,10 @@ class Silent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """A stage under way. `work` is the stage's own folder for scratch files, gone when the stage is done.
+    """A stage under way. `work` is this process's own folder for scratch files, gone when the stage is done.
 
-    `world` has the processes that share the stage; a pass that does not split its work is given one process.
+    `world` has the processes that share the stage; a pass that does not split its work is given one process. `origin`
+    is the source of the whole chain.
     """
 
     seed: int
@@ -76,4 +78,10 @@ class Context:
     journal: Journal
     inputs: Inputs
     work: Path
+    origin: Checkpoint
     world: World = field(default_factory=World)
+
+    @property
+    def common(self) -> Path:
+        """The stage's folder for scratch files that all processes see."""
+        return self.work if self.world.leads else self.work.parent

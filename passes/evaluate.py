@@ -1,9 +1,7 @@
 """Scores of a model: perplexity of a text, agreement with another model, multiple choice.
 
-One protocol for every perplexity. A text is its documents. Each document is cut into windows; a window starts as the
-tokenizer starts a text (one start token, or none), and the windows' own tokens follow each other without overlap.
-Every token that has something before it in its window is scored, and perplexity is the exponential of the mean
-negative log-likelihood of the scored tokens.
+One protocol for every perplexity. A text is its documents, and they are cut into windows (`passes/windows.py`). Every
+target is scored, and perplexity is the exponential of the mean negative log-likelihood of the scored tokens.
 """
 
 from __future__ import annotations
@@ -22,43 +20,11 @@ from rewright.passes.errors import BoundError, InputError
 from rewright.passes.inputs import Inputs
 from rewright.passes.machine import prepare, usable_cpus
 from rewright.passes.scoring import Scorer, Window, open_scorer, scored, targets
+from rewright.passes.windows import windows
 from rewright.passes.world import World
 
 # Logits that are held at once, in elements.
 LOGITS = 1 << 25
-
-
-def windows(scorer: Scorer, texts: Sequence[str], length: int, first_only: bool) -> list[Window]:
-    """Cut documents into windows of at most `length` tokens, start token included."""
-    start = calibration.start_tokens(scorer.tokenizer)
-    own = length - len(start)
-    found = []
-    for text in texts:
-        tokens = calibration.encode(scorer.tokenizer, text, scorer.rows)
-        ends = _ends(scorer.tokenizer, text, tokens)
-        for begin in range(0, len(tokens), own):
-            part = tokens[begin : begin + own]
-            scored = len(part) if start else len(part) - 1
-            before = begin if start else begin + 1
-            size = ends[begin + len(part) - 1] - (ends[before - 1] if before else 0)
-            if scored > 0:
-                found.append(Window(start + part, scored, size))
-            if first_only:
-                break
-    return found
-
-
-def _ends(tokenizer: Any, text: str, tokens: list[int]) -> list[int]:
-    """For each token the bytes of text up to its end."""
-    if getattr(tokenizer, "is_fast", False):
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-            "offset_mapping"
-        ]
-        sizes = [0]
-        for character in text:
-            sizes.append(sizes[-1] + len(character.encode()))
-        return [sizes[end] for _, end in offsets]
-    return [len(tokenizer.decode(tokens[: end + 1]).encode()) for end in range(len(tokens))]
 
 
 def _batches(found: Sequence[Window], rows: int) -> Iterator[list[Window]]:
@@ -209,7 +175,7 @@ def _text(
         _same_tokens(scorer, other, texts, compare)
     length = min(length, scorer.positions or length, (other.positions if other else None) or length)
     first_only = per_document == "first" or (per_document == "auto" and len(texts) > 1)
-    found = windows(scorer, texts, length, first_only)
+    found = list(windows(scorer.tokenizer, scorer.rows, texts, length, first_only))
     if not found:
         raise InputError(f"`{text}` has no token to score")
     tally = _score(scorer, other, found, reporter, world)

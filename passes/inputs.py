@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.digest import source_digest
 from rewright.formats.errors import reason
 from rewright.passes.errors import InputError
 from rewright.passes.spec import fields_of
@@ -58,10 +60,26 @@ class Inputs:
             raise InputError(f"`{path}` cannot be read: {reason(error)}") from None
 
     def digests_of(self, options: Any) -> dict[str, list[str]]:
-        """The digests of every file that a pass's options name, by flag."""
+        """The digests of every file and checkpoint that a pass's options name, by flag."""
         found: dict[str, list[str]] = {}
         for item in fields_of(type(options)):
             value = getattr(options, item.name)
-            if item.type is Path and item.opt.affects == "result" and value is not None:
-                found[item.flag] = [self.digest(path) for path in (value if item.many else (value,))]
+            if item.opt.affects == "result" and value is not None:
+                digests = [self._digest_of(one) for one in (value if item.many else (value,))]
+                if kept := [digest for digest in digests if digest is not None]:
+                    found[item.flag] = kept
         return found
+
+    def _digest_of(self, value: Any) -> str | None:
+        """The digest of what an option's value names; None where it names nothing."""
+        checkpoint = getattr(value, "checkpoint", None)
+        if checkpoint is not None:
+            return self.digest_of_checkpoint(checkpoint)
+        file = value if isinstance(value, Path) else getattr(value, "file", None)
+        return None if file is None else self.digest(file)
+
+    def digest_of_checkpoint(self, path: Path) -> str:
+        """sha256 over all files of a checkpoint, each of which is read."""
+        if path not in self._digests:
+            self._digests[path] = source_digest(Checkpoint.open(path), {}).digest
+        return self._digests[path]

@@ -14,6 +14,7 @@ from rewright.passes.inputs import Inputs
 from rewright.passes.recipe import Stage
 from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import fields_of, to_plain
+from rewright.passes.values import ModelPath
 
 
 def record(stages: Sequence[Stage], options: RunOptions, source: SourceDigest, inputs: Inputs) -> dict[str, Any]:
@@ -85,7 +86,8 @@ def _stage_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterat
 def _file_flags(name: str) -> set[str]:
     """The options of a pass that name files: a record has their digests, which say nothing to a person."""
     spec = registry.SPECS.get(name)
-    return {item.flag for item in fields_of(spec.options) if item.type is Path} if spec else set()
+    kinds = (Path, ModelPath)
+    return {item.flag for item in fields_of(spec.options) if item.type in kinds} if spec else set()
 
 
 def _changed(flag: str, was: Any, now: Any) -> str:

@@ -151,6 +151,7 @@ def _build(run: Run, survey: Survey, document: dict[str, Any], reporter: Reporte
         "stages": (survey.source.stamp or {}).get("stages", []),
     }
     chain = Chain(
+        origin=survey.source,
         stages=run.stages,
         options=run.options,
         inputs=survey.inputs,
@@ -161,7 +162,7 @@ def _build(run: Run, survey: Survey, document: dict[str, Any], reporter: Reporte
         world=world,
     )
     try:
-        final, made = carry_out(chain, survey.source)
+        final, made = carry_out(chain)
     except (UsageError, InputError, BoundError):
         # the same run would end the same way, and one with other options must not find this work in its way
         if world.leads and not resumes and not work.finished([stage.spec.name for stage in run.stages])[0]:

@@ -104,14 +104,14 @@ def scored(
     if scorer.assembly is None:
         for batch in batches:
             with torch.inference_mode():
-                logits = scorer.model(input_ids=_padded(batch).to(scorer.device), use_cache=False).logits
+                logits = scorer.model(input_ids=padded(batch).to(scorer.device), use_cache=False).logits
                 found = _before_targets(logits, batch)
             # past the `with`: what holds there must not hold for whoever asks
             yield found
         return
     from rewright.passes.walk import Walk
 
-    walk = Walk(scorer.assembly, _padded([window for batch in batches for window in batch]))
+    walk = Walk(scorer.assembly, padded([window for batch in batches for window in batch]))
     with (reporter or Silent()).progress("layers", len(scorer.assembly.layers)) as bar:
         for _ in walk:
             bar.advance(1)
@@ -121,7 +121,7 @@ def scored(
         first += len(batch)
 
 
-def _padded(batch: Sequence[Window]) -> torch.Tensor:
+def padded(batch: Sequence[Window]) -> torch.Tensor:
     """The windows' tokens, int64 (windows, longest)."""
     import torch
 

@@ -29,8 +29,9 @@ from rewright.passes.world import World
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """Stages to carry out in a workspace. `head` is what the stamp of each begins with."""
+    """Stages to carry out in a workspace, from `origin` on. `head` is what the stamp of each begins with."""
 
+    origin: Checkpoint
     stages: Sequence[Stage]
     options: RunOptions
     inputs: Inputs
@@ -41,12 +42,12 @@ class Chain:
     world: World = field(default_factory=World)
 
 
-def carry_out(chain: Chain, source: Checkpoint) -> tuple[Path, list[dict[str, Any]]]:
+def carry_out(chain: Chain) -> tuple[Path, list[dict[str, Any]]]:
     """Run what is not done yet; returns the last stage's checkpoint and the records of all stages.
 
     A stage's input is deleted when the stage is done, and at most two are on the disk at a time.
     """
-    names = [stage.spec.name for stage in chain.stages]
+    names, source = [stage.spec.name for stage in chain.stages], chain.origin
 
     def look() -> tuple[int, list[dict[str, Any]]]:
         done, made = chain.workspace.finished(names)
@@ -147,6 +148,7 @@ def _carry_out_one(chain: Chain, number: int, source: Checkpoint, draft: Draft, 
         journal=journal,
         inputs=chain.inputs,
         work=work,
+        origin=chain.origin,
         world=world,
     )
     chain.reporter.debug(

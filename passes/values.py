@@ -1,10 +1,17 @@
-"""Option values with a text form of their own. Standard library only."""
+"""Option values with a text form of their own. Standard library only.
+
+One that stands for a file has it as `file`, and one for a checkpoint as `checkpoint`: what is in them enters the key.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
+from typing import ClassVar
+
+from rewright.formats import peft
 
 # Bits of a code that the packed format and its readers know.
 CODE_BITS = (2, 3, 4, 8)
@@ -175,3 +182,42 @@ def _compiled(expression: str) -> re.Pattern[str]:
         return re.compile(expression)
     except re.error as error:
         raise ValueError(f"`{expression}` is not a regular expression: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPath:
+    """Another checkpoint."""
+
+    checkpoint: Path
+
+    @classmethod
+    def parse(cls, text: str) -> ModelPath:
+        if not text:
+            raise ValueError("must not be empty")
+        return cls(Path(text))
+
+    def __str__(self) -> str:
+        return str(self.checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptStart:
+    """What a learned prompt begins as: `vocab`, `text`, `random`, or a prompt's file, or a folder that has one."""
+
+    word: str
+
+    WORDS: ClassVar = ("vocab", "text", "random")
+
+    @classmethod
+    def parse(cls, text: str) -> PromptStart:
+        if not text:
+            raise ValueError(f"must be {', '.join(f'`{word}`' for word in cls.WORDS)} or a prompt's file")
+        return cls(text)
+
+    @property
+    def file(self) -> Path | None:
+        """The file that holds a prompt; where there is none in a folder, the folder. None for a word."""
+        return None if self.word in self.WORDS else peft.found_in(Path(self.word))
+
+    def __str__(self) -> str:
+        return self.word

@@ -9,7 +9,7 @@ import torch
 from rewright.formats.dtypes import to_torch
 from rewright.passes.compress.job import Job
 from rewright.passes.compress.plan import Matrix, scheme_of
-from rewright.passes.compress.training import Training, shuffled
+from rewright.passes.training import Training, shuffled
 from rewright.passes.walk import Walk
 
 # Tokens of a step, in whole sequences.
@@ -46,7 +46,7 @@ def polish(job: Job, walk: Walk) -> dict[str, Any]:
 
         with job.context.reporter.progress("polish", steps) as bar:
             bar.advance(len(training.losses))
-            training.run(loss_at, lambda loss: bar.advance(1, f"KL {loss:.4f}"))
+            training.run(training.by_autograd(loss_at), lambda loss: bar.advance(1, f"KL {loss:.4f}"))
         training.keep()
         student.write(training.parameters)
         job.draft.sync()

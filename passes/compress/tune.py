@@ -9,8 +9,8 @@ import torch
 
 from rewright.passes.compress.fit import Pruned
 from rewright.passes.compress.plan import Matrix
-from rewright.passes.compress.training import Training, shuffled
 from rewright.passes.layer import Layer
+from rewright.passes.training import Training, shuffled
 
 # Tokens of a step, in whole sequences.
 STEP_TOKENS = 2048
@@ -70,7 +70,7 @@ def tune(
         aim = walk.pick("next", rows).to(output.device).float()
         return (output - aim).square().sum() / aim.square().sum()
 
-    training.run(loss_at, note)
+    training.run(training.by_autograd(loss_at), note)
     found = training.done()
     tuned: dict[str, Pruned] = {}
     for path, weight in {**found, **fixed}.items():

@@ -61,7 +61,7 @@ def test_json_that_is_no_text(tmp_path: Path) -> None:
 
 @given(st.text("ab \n", max_size=200), st.integers(2, 30))
 def test_pieces_joined_are_the_document(text: str, most: int) -> None:
-    pieces = calibration._pieces([text], most)
+    pieces = calibration.pieces([text], most)
     assert "".join(pieces) == text
     assert all(len(piece) <= most for piece in pieces)
 

@@ -10,7 +10,7 @@ import pytest
 
 from rewright.formats.draft import Draft
 from rewright.passes.compress import budget, polish
-from rewright.passes.compress.training import Training
+from rewright.passes.training import Training
 from tests.passes.compressing import compress
 from tests.passes.conftest import STORIES
 from tests.passes.outputs import contents
@@ -68,7 +68,7 @@ def test_an_interruption_changes_no_byte(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rewright.passes.compress.training.PAUSE", pause)
+    monkeypatch.setattr("rewright.passes.training.PAUSE", pause)
     with monkeypatch.context() as patched:
         _raise_at(patched, owner, name, call)
         with pytest.raises(KeyboardInterrupt):
@@ -91,7 +91,7 @@ def test_an_interruption_changes_no_byte_of_what_is_not_tuned(
     """Experts are pruned before a layer is tuned, and stay as they are while it is: also in a run that goes on."""
     asked = {"sparsity": 0.5, "tune": 6, "format": "dense", "sequential": sequential, "target": "own", "mask": "sweep"}
     compress(tiny("mixtral"), tmp_path / "whole", text, **asked)
-    monkeypatch.setattr("rewright.passes.compress.training.PAUSE", 0.0)
+    monkeypatch.setattr("rewright.passes.training.PAUSE", 0.0)
     with monkeypatch.context() as patched:
         _raise_at(patched, Training, "_update", call)
         with pytest.raises(KeyboardInterrupt):
@@ -117,7 +117,7 @@ def test_a_budget_goes_on_to_equal_bytes_with_more_rows_than_it_looks_at(
 def test_what_is_kept_is_not_done_again(
     tiny: Callable[[str], Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rewright.passes.compress.training.PAUSE", 0.0)
+    monkeypatch.setattr("rewright.passes.training.PAUSE", 0.0)
     steps: list[int] = []
     with monkeypatch.context() as patched:
         _raise_at(patched, Training, "_update", 9)

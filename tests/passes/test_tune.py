@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from rewright.passes.compress.training import Training, shuffled
 from rewright.passes.errors import BoundError
 from rewright.passes.loading import load
+from rewright.passes.training import Training, shuffled
 from tests.passes.compressing import compress, logits, plain, report
 from tests.passes.conftest import STORIES
 
@@ -48,8 +48,9 @@ def test_polish_keeps_codes_and_zeros(
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     start = {"w": torch.ones(3)}
     training = Training.begin("layer 3", tmp_path / "state", 4, start, {"w": 0.1}, {})
+    loss = training.by_autograd(lambda step: training.parameters["w"].sum() * float("nan"))
     with pytest.raises(BoundError, match="the loss of tuning layer 3 is not finite at step 0"):
-        training.run(lambda step: training.parameters["w"].sum() * float("nan"), lambda loss: None)
+        training.run(loss, lambda loss: None)
 
 
 def test_a_state_of_something_else_is_not_taken(tmp_path: Path) -> None:

@@ -1,0 +1,132 @@
+"""A learned prompt as PEFT's prompt tuning stores it: a folder with a config and one tensor. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.errors import FormatError
+from rewright.formats.header import encode_header
+from rewright.formats.layout import TensorSpec
+
+# Where a checkpoint has its prompt.
+FOLDER = "attachments/prompt"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# The same tensor under a name of its own, for servers that take embeddings and not PEFT's folders.
+EMBEDS = "prompt_embeds.safetensors"
+TENSOR = "prompt_embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a prompt was learned on: the embedding's `width` and `rows`, and a sha256 of its values in bfloat16."""
+
+    width: int
+    rows: int
+    checksum: str
+
+    def told(self) -> dict[str, str]:
+        """As the metadata of a safetensors file."""
+        return {"base_width": str(self.width), "base_rows": str(self.rows), "base_embedding": self.checksum}
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, str]) -> Base | None:
+        """What a file's metadata says; None where it says nothing, as in files that PEFT wrote."""
+        width, rows = (metadata.get(f"base_{word}", "") for word in ("width", "rows"))
+        checksum = metadata.get("base_embedding", "")
+        if not (width.isdecimal() and rows.isdecimal() and checksum):
+            return None
+        return cls(int(width), int(rows), checksum)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A prompt's file: `source` has the tensor, `tokens` rows of `width` numbers."""
+
+    source: Checkpoint
+    tokens: int
+    width: int
+    base: Base | None
+
+    @property
+    def learned(self) -> str:
+        """What it was learned on, in a few words; empty where the file does not say."""
+        return self.source.metadata.get("learned", "")
+
+
+def attached(root: Path) -> Path | None:
+    """The file of the prompt that is attached to the checkpoint in a folder."""
+    path = root / FOLDER / WEIGHTS
+    return path if os.path.lexists(path) else None
+
+
+def found_in(path: Path) -> Path:
+    """The file of a prompt that a folder has: PEFT's, or the checkpoint that it is attached to; else the path."""
+    names = (f"{FOLDER}/{WEIGHTS}", WEIGHTS, EMBEDS) if path.is_dir() else ()
+    return next((path / name for name in names if os.path.lexists(path / name)), path)
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Read the headers of a prompt, its file or a folder with it. Raises FormatError for one that is none."""
+    file = found_in(path)
+    if file.is_dir():
+        raise FormatError(
+            f"`{path}` has no prompt", hint=f"a checkpoint has it in `{FOLDER}/`, PEFT's folders as `{WEIGHTS}`"
+        )
+    config = file.with_name(CONFIG)
+    if os.path.lexists(config):
+        _check_config(config)
+    source = Checkpoint.open(file)
+    entry = source.entries.get(TENSOR)
+    if entry is None:
+        raise FormatError(f"`{file}` has no tensor `{TENSOR}`", hint="it is no prompt of PEFT's PROMPT_TUNING")
+    if len(entry.shape) != 2 or not all(entry.shape) or entry.dtype not in ("F32", "BF16", "F16"):
+        raise FormatError(f"`{TENSOR}` in `{file}` is {entry.dtype} {list(entry.shape)}, not rows of floats")
+    return Adapter(source, *entry.shape, Base.read(source.metadata))
+
+
+def _check_config(path: Path) -> None:
+    try:
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise FormatError(f"`{path}` cannot be read: {error}") from None
+    kind = said.get("peft_type") if isinstance(said, dict) else None
+    if kind != "PROMPT_TUNING":
+        raise FormatError(f"`{path}` is of type `{kind}`, not `PROMPT_TUNING`")
+
+
+def files(tokens: int, width: int, data: bytes, base: Base, learned: str, model: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of `FOLDER`, from the float32 bytes of (tokens, width); `model` is a checkpoint's config.
+
+    `learned` says in a few words what the prompt was learned on.
+
+    No path of any machine is in them: PEFT is told where the base is by whoever loads it.
+    """
+    text = model.get("text_config") if isinstance(model.get("text_config"), dict) else model
+    assert isinstance(text, Mapping)
+    config = {
+        "base_model_name_or_path": "",
+        "inference_mode": True,
+        "num_attention_heads": text.get("num_attention_heads") or text.get("n_head"),
+        "num_layers": text.get("num_hidden_layers") or text.get("n_layer"),
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": tokens,
+        "peft_type": "PROMPT_TUNING",
+        "prompt_tuning_init": "RANDOM",
+        "task_type": "CAUSAL_LM",
+        "token_dim": width,
+    }
+    head, _ = encode_header(
+        [TensorSpec(TENSOR, "F32", (tokens, width))], {"format": "pt", **base.told(), "learned": learned}
+    )
+    tensor = head + data
+    return {
+        f"{FOLDER}/{CONFIG}": (json.dumps(config, indent=2) + "\n").encode(),
+        f"{FOLDER}/{WEIGHTS}": tensor,
+        f"{FOLDER}/{EMBEDS}": tensor,
+    }

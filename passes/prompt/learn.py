@@ -1,0 +1,176 @@
+"""Learning: the loss of a prompt and its gradient, step by step, and the choice of the best step."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from rewright.kernels.linear_cross_entropy import linear_cross_entropy
+from rewright.kernels.linear_kl import linear_kl
+from rewright.passes.chunks import merged
+from rewright.passes.context import Context
+from rewright.passes.errors import BoundError
+from rewright.passes.models.families import family_of
+from rewright.passes.models.prompted import final_states
+from rewright.passes.prompt.data import Data
+from rewright.passes.prompt.spec import PromptOptions
+from rewright.passes.prompt.teacher import Teacher
+from rewright.passes.prompt.units import UNIT_TOKENS, units
+from rewright.passes.scoring import Window, padded
+from rewright.passes.sums import OrderedSum
+from rewright.passes.training import Training, shuffled
+
+STATE = "prompt.safetensors"
+NAME = "prompt"
+# Gradients are scaled down to this norm, in units of the embedding's scale.
+CLIP = 1.0
+# How often the validation text is looked at in the course of a run.
+LOOKS = 20
+# Activations of a unit from which on they are computed twice.
+RECOMPUTED_BYTES = 2 << 30
+
+
+class Learner:
+    """A frozen model, the windows to learn from, and the losses of a prompt on them."""
+
+    def __init__(
+        self, context: Context, options: PromptOptions, model: Any, data: Data, teacher: Teacher | None
+    ) -> None:
+        self.context, self.options, self.model, self.data, self.teacher = context, options, model, data, teacher
+        self.head = model.get_output_embeddings().weight
+        self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+    def train(self, start: torch.Tensor, rate: float) -> Training:
+        """Take the steps that are left, from `start` or from what an earlier run left; `rate` is the peak one."""
+        options, world = self.options, self.context.world
+        path = self.context.common / STATE
+        training = Training.resume(NAME, path, options.steps, self.context.device)
+        if training is None:
+            begun = {NAME: start.to(self.context.device)}
+            training = Training.begin(NAME, path, options.steps, begun, {NAME: rate}, {"best": begun[NAME]})
+        # none writes a state before all have read it
+        world.meet()
+        training.keeps, training.warm_up, training.clip = world.leads, options.warmup, CLIP
+        every = max(1, options.steps // LOOKS)
+        looks: list[list[float]] = training.notes.setdefault("looks", [])
+        training.notes.setdefault("before", self.perplexity(None))
+        with self._recomputing(), self.context.reporter.progress("learn the prompt", options.steps) as bar:
+            bar.advance(len(training.losses))
+            while True:
+                taken = len(training.losses)
+                if not looks or looks[-1][0] != taken:
+                    self._look(training, taken)
+                if taken == options.steps or self._stalls(looks):
+                    break
+                until = min(options.steps, (taken // every + 1) * every)
+                best = min(look[1] for look in looks)
+                training.run(
+                    functools.partial(self._gradients, training),
+                    lambda loss: bar.advance(1, f"loss {loss:.4f}, perplexity {best:.3f}"),  # noqa: B023  # called at once
+                    until,
+                )
+        return training
+
+    def _look(self, training: Training, taken: int) -> None:
+        """Score the prompt as it stands on the validation text, and keep it if it is the best so far."""
+        looks = training.notes["looks"]
+        found = self.perplexity(training.parameters[NAME].detach())
+        if not looks or found < min(look[1] for look in looks):
+            training.constants["best"] = training.parameters[NAME].detach().clone()
+        looks.append([taken, found])
+        self.context.reporter.event("look", step=taken, perplexity=found)
+        training.keep()
+
+    def _stalls(self, looks: Sequence[Sequence[float]]) -> bool:
+        """Whether the last `--patience` looks brought nothing."""
+        patience = self.options.patience
+        best = min(range(len(looks)), key=lambda place: looks[place][1])
+        return patience > 0 and len(looks) - 1 - best >= patience
+
+    def _gradients(self, training: Training, step: int) -> tuple[float, Mapping[str, torch.Tensor]]:
+        """The mean loss a token of a step's windows, and its gradient; the same for any number of processes."""
+        prompt, world = training.parameters[NAME], self.context.world
+        places = shuffled(len(self.data.train), self.options.batch_size, step, self.context.seed).tolist()
+        found = [self.data.train[place] for place in places]
+        total = sum(window.scored for window in found)
+        every = units([len(window.tokens) for window in found], len(prompt))
+        costs = [float(len(unit) * (len(prompt) + len(found[unit[-1]].tokens))) for unit in every]
+        own = OrderedSum(lambda: torch.zeros(prompt.numel() + 1, device=prompt.device))
+        for number in world.share(costs):
+            unit = every[number]
+            loss = self._loss(prompt, [places[at] for at in unit], [found[at] for at in unit], 1 / total)
+            (gradient,) = torch.autograd.grad(loss, [prompt])
+            term = own.term(number)
+            term[0] = loss.detach()
+            term[1:] = gradient.reshape(-1)
+        summed = world.add_up(own, [merged(share) for share in world.shares(costs)])
+        return float(summed[0]), {NAME: summed[1:].view_as(prompt)}
+
+    def _loss(
+        self, prompt: torch.Tensor, places: Sequence[int], found: Sequence[Window], weight: float
+    ) -> torch.Tensor:
+        """The loss of some windows, each target of weight `weight`."""
+        states, targets = self._states(prompt, found)
+        each = torch.full((len(targets),), weight, device=states.device)
+        kind = self.options.loss
+        share = {"next-token": (1.0, 0.0), "distill": (0.0, 1.0), "mix": (0.5, 0.5)}[kind]
+        total = states.new_zeros((), dtype=torch.float32)
+        if share[0]:
+            total = (
+                total + share[0] * linear_cross_entropy(states, self.head, targets, each, softcap=self.softcap).total
+            )
+        if share[1]:
+            assert self.teacher is not None
+            ids, logs = (tensor.to(states.device) for tensor in self.teacher.of(places))
+            whole = logs.new_zeros(len(logs))
+            total = total + share[1] * linear_kl(states, self.head, ids, logs, whole, each, softcap=self.softcap).total
+        return total
+
+    def _states(self, prompt: torch.Tensor | None, found: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What stands before the head ahead of every target (targets, width), and the targets."""
+        tokens = padded(found).to(self.context.device)
+        states = final_states(self.model, prompt, tokens)
+        rows = torch.cat([torch.full((window.scored,), row) for row, window in enumerate(found)])
+        ends = torch.cat([torch.arange(len(window.tokens) - window.scored, len(window.tokens)) for window in found])
+        rows, ends = rows.to(tokens.device), ends.to(tokens.device)
+        return states[rows, ends - 1], tokens[rows, ends]
+
+    def perplexity(self, prompt: torch.Tensor | None) -> float:
+        """Of the validation text, by the protocol of `rewright eval`. Raises BoundError when it is not finite."""
+        found, world = self.data.validation, self.context.world
+        before = 0 if prompt is None else len(prompt)
+        every = units([len(window.tokens) for window in found], before)
+        losses = []
+        for number in world.share([float(len(unit)) for unit in every]):
+            with torch.no_grad():
+                states, targets = self._states(prompt, [found[place] for place in every[number]])
+                told = linear_cross_entropy(states, self.head, targets, softcap=self.softcap).losses
+            losses.append(float(told.sum(dtype=torch.float64)))
+        total = sum(loss for theirs in world.together(losses) for loss in theirs)
+        mean = total / sum(window.scored for window in found)
+        if not math.isfinite(mean):
+            raise BoundError("the loss on the validation text is not finite", hint="try `--dtype f32`")
+        return math.exp(min(mean, 700.0))
+
+    @contextlib.contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Keep of each layer its input alone for the way back, where what it makes is large."""
+        layers = self.model.get_submodule(family_of(self.model.config.to_dict()).layers)
+        config = self.model.config.get_text_config()
+        held = UNIT_TOKENS * len(layers) * 18 * config.hidden_size * self.head.element_size()
+        if self.options.recompute == "off" or (self.options.recompute == "auto" and held < RECOMPUTED_BYTES):
+            yield
+            return
+        for layer in layers:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward

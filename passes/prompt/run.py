@@ -1,0 +1,73 @@
+"""`prompt` at work: gather text, ask the teacher, learn, attach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.draft import Draft
+from rewright.passes import soft_prompt
+from rewright.passes.context import Context
+from rewright.passes.errors import InputError
+from rewright.passes.loading import load, load_tokenizer, stored_dtype
+from rewright.passes.machine import compute_dtype
+from rewright.passes.prompt import report, start
+from rewright.passes.prompt.data import Data, gather
+from rewright.passes.prompt.learn import Learner
+from rewright.passes.prompt.spec import PromptOptions
+from rewright.passes.prompt.teacher import Teacher, check_teacher
+from rewright.passes.spec import Metrics
+from rewright.passes.writing import carry
+
+
+def run(context: Context, options: PromptOptions, source: Checkpoint, draft: Draft) -> Metrics:
+    """Attach a learned prompt; the weights are linked as they are."""
+    base = soft_prompt.base_of(source)
+    if options.steps:
+        prompt, found = _learned(context, options, source, base)
+    else:
+        prompt, found = start.learned(context, options, base, str(source.path)), None
+    draft.link_weights(source)
+    carry(context, source, draft)
+    learned = _told(options)
+    for name, data in soft_prompt.files(prompt, base, learned, source.config or {}).items():
+        draft.put(name, data)
+    return report.put(context, draft, options, prompt, base, found)
+
+
+def _learned(
+    context: Context, options: PromptOptions, source: Checkpoint, base: Any
+) -> tuple[torch.Tensor, report.Found]:
+    teacher_path: Path | None = None
+    if options.distills:
+        teacher_path = options.teacher.checkpoint if options.teacher else context.origin.path
+        check_teacher(source, teacher_path)
+    tokenizer = load_tokenizer(source)
+    if tokenizer is None:
+        raise InputError(
+            f"`{source.path}` has no tokenizer, and learning needs one",
+            hint="put its `tokenizer.json` beside the weights",
+        )
+    data: Data = gather(context, options, tokenizer, base.rows)
+    teacher = None
+    if teacher_path is not None:
+        teacher = Teacher(context.common, data.train)
+        teacher.ask(context, teacher_path, str(context.device), context.dtype, base.rows)
+    dtype = compute_dtype(context.dtype, context.device, stored_dtype(source))
+    model, _ = load(source, dtype, context.device, packed=True)
+    table = model.get_input_embeddings().weight
+    begun = start.begin(context, options, base, str(source.path), table, tokenizer, data)
+    learner = Learner(context, options, model, data, teacher)
+    training = learner.train(begun, options.learning_rate * start.scale_of(table))
+    return training.constants["best"], report.Found(training.losses, training.notes, data.facts)
+
+
+def _told(options: PromptOptions) -> str:
+    """What a prompt was learned on, without any path."""
+    if not options.steps:
+        return f"taken from {Path(options.init.word).name}"
+    names = ", ".join(path.name for path in options.text)
+    return f"{names}, {options.steps} steps of {options.loss}"

@@ -1,0 +1,200 @@
+"""`prompt`: what it takes, and what learning costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from rewright.formats import packing
+from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.packing import Packing
+from rewright.passes.errors import InputError, UsageError
+from rewright.passes.models.families import FAMILIES, family_of
+from rewright.passes.prompt.units import UNIT_TOKENS, positions_of
+from rewright.passes.spec import Estimate, Layout, Opt, Spec
+from rewright.passes.values import ModelPath, PromptStart
+
+# Tokens of a prompt that no file settles.
+TOKENS = 100
+# Of the teacher's predictions those of so many tokens are kept.
+TOP = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptOptions:
+    """The options of `prompt`."""
+
+    text: Annotated[tuple[Path, ...], Opt("text to learn from, .txt or .jsonl (repeatable)", metavar="FILE")] = ()
+    tokens: Annotated[
+        int | None, Opt(f"tokens of the prompt; by default {TOKENS}, or as many as `--init` has", min=1, max=65536)
+    ] = None
+    steps: Annotated[int, Opt("steps of Adam; 0 attaches what `--init` has as it is", min=0)] = 1000
+    learning_rate: Annotated[float, Opt("at its peak, for embeddings of root mean square 1", min=0)] = 0.3
+    batch_size: Annotated[int, Opt("windows of text a step", min=1)] = 8
+    sequence_length: Annotated[int, Opt("tokens of text a window, the start token included", min=2)] = 256
+    init: Annotated[
+        PromptStart,
+        Opt(
+            "`vocab`: tokens drawn from the text; `text`; `random`; or a learned prompt",
+            metavar="vocab|text|random|FILE",
+        ),
+    ] = PromptStart("vocab")
+    init_text: Annotated[str | None, Opt("what `--init text` begins as, repeated to the prompt's length")] = None
+    loss: Annotated[
+        Literal["next-token", "distill", "mix"],
+        Opt("`next-token` of the text, `distill` of what a teacher predicts, or half of each"),
+    ] = "next-token"
+    teacher: Annotated[
+        ModelPath | None, Opt("the uncompressed model; in a chain by default the chain's source", metavar="MODEL")
+    ] = None
+    validation_text: Annotated[
+        tuple[Path, ...], Opt("text to choose the best step on; by default documents of `--text`", metavar="FILE")
+    ] = ()
+    patience: Annotated[int, Opt("stop after so many looks at that text without gain; 0: never", min=0)] = 0
+    warmup: Annotated[float, Opt("share of the steps in which the learning rate rises", min=0, max=1)] = 0.05
+    any_base: Annotated[bool, Opt("take an `--init` that was learned on another model")] = False
+    recompute: Annotated[
+        Literal["auto", "on", "off"],
+        Opt("compute a layer's activations again for its gradient; auto: where they are large", affects="speed"),
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.steps and not self.text:
+            raise UsageError("there is no text to learn from", hint="give `--text FILE`, or `--init FILE --steps 0`")
+        if not self.steps and self.init.file is None:
+            raise UsageError("`--steps 0` attaches a prompt that is there", hint="give it as `--init FILE`")
+        if self.init_text is not None and self.init.word != "text":
+            raise UsageError("`--init-text` goes with `--init text`")
+        if self.init.word == "text" and not self.init_text:
+            raise UsageError("`--init text` needs the text", hint='give `--init-text "..."`')
+        if self.teacher is not None and self.loss == "next-token":
+            raise UsageError("`--teacher` counts for nothing with `--loss next-token`", hint="add `--loss distill`")
+        if self.steps and self.learning_rate == 0:
+            raise UsageError("`--learning-rate 0` learns nothing", hint="use `--steps 0` to attach a prompt as it is")
+
+    @property
+    def distills(self) -> bool:
+        """Whether a teacher is asked."""
+        return self.steps > 0 and self.loss != "next-token"
+
+
+def table(layout: Layout) -> tuple[int, int]:
+    """Rows and width of the token embedding. Raises InputError."""
+    family = family_of(layout.config)
+    for name in family.spellings(family.embedding):
+        if name in layout.tensors:
+            rows, width = layout.tensors[name][1]
+            return rows, width
+    raise InputError(f"tensor `{family.embedding}` is missing", hint="is a shard of the download absent?")
+
+
+def tokens_of(options: PromptOptions) -> int:
+    """Tokens of the prompt. Raises FormatError for an `--init` that is none, UsageError for one of another length."""
+    from rewright.formats.peft import read_adapter
+
+    if options.init.file is None:
+        return options.tokens or TOKENS
+    held = read_adapter(options.init.file).tokens
+    if options.tokens not in (None, held):
+        raise UsageError(
+            f"`--init {options.init}` has {held} tokens, not {options.tokens}", hint="leave out `--tokens`"
+        )
+    return held
+
+
+def check(options: PromptOptions, layout: Layout) -> None:
+    """Refuse what headers tell: a prompt and text past the positions, a teacher with another vocabulary."""
+    tokens, positions = tokens_of(options), positions_of(layout.config)
+    if positions is not None and options.steps and tokens + options.sequence_length > positions:
+        raise UsageError(
+            f"{tokens} tokens of prompt and {options.sequence_length} of text are past the model's"
+            f" {positions} positions",
+            hint=f"use `--sequence-length {positions - tokens}`" if positions - tokens > 1 else "use fewer `--tokens`",
+        )
+    if positions is not None and tokens >= positions:
+        raise UsageError(f"{tokens} tokens of prompt leave no room for text in the model's {positions} positions")
+    if options.teacher is not None:
+        rows, theirs = table(layout)[0], table(Layout.of(Checkpoint.open(options.teacher.checkpoint)))[0]
+        if rows != theirs:
+            raise InputError(f"the teacher `{options.teacher}` has another vocabulary: {theirs} rows, not {rows}")
+
+
+def weights_in(layout: Layout) -> int:
+    """How many weights a model multiplies by: all but the embedding, whatever form they are stored in."""
+    stated = packing.parse(layout.config)
+    return sum(_weights(name, shape, stated) for name, (_, shape) in layout.tensors.items())
+
+
+def _weights(name: str, shape: tuple[int, ...], stated: Packing | None) -> int:
+    module, _, leaf = name.rpartition(".")
+    record = stated.of(module) if stated is not None else None
+    if record is not None:
+        bits = {"weight_packed": 32 / record.bits, "weight_mask": 8}.get(leaf, 0)
+        return int(math.prod(shape) * bits)
+    return math.prod(shape) if len(shape) > 1 and leaf == "weight" else 0
+
+
+def _estimate(options: PromptOptions, layout: Layout) -> Estimate:
+    check(options, layout)
+    tokens, (rows, width) = tokens_of(options), table(layout)
+    made = 3 * 4 * tokens * width
+    text: Mapping[str, Any] = layout.config.get("text_config") or layout.config
+    layers = int(text.get("num_hidden_layers") or text.get("n_layer") or 1)
+    head = rows * width
+    inner = max(0, weights_in(layout) - 2 * head if head * 2 < weights_in(layout) else weights_in(layout) - head)
+    seen = options.steps * options.batch_size * (tokens + options.sequence_length)
+    own = options.steps * options.batch_size * options.sequence_length
+    # a product forward and one back, and of the head one more for its gradient
+    flops = 4 * (seen * inner + own * head)
+    parts = [{"step": "learn", "flops": flops, "bytes_moved": 0, "peak_bytes": 0}]
+    if options.distills:
+        asked = 2 * own * (inner + head)
+        parts.insert(0, {"step": "ask the teacher", "flops": asked, "bytes_moved": 0, "peak_bytes": 0})
+        flops += asked
+    stored = sum(_bytes(*entry) for entry in layout.tensors.values())
+    activations = UNIT_TOKENS * layers * 18 * width * 4
+    logits = 3 * (1 << 24) * 4
+    teacher = options.steps * options.batch_size * options.sequence_length * TOP * 6 if options.distills else 0
+    return Estimate(
+        layout=layout,
+        output_bytes=made + teacher,
+        peak_host_bytes=2 * stored + activations + logits if options.steps else made,
+        peak_device_bytes=0,
+        flops=flops,
+        bytes_moved=0,
+        details={
+            "tokens": tokens,
+            "prompt_bytes": 4 * tokens * width,
+            "cache_entries_a_request": tokens,
+            "parts": parts if options.steps else [],
+        },
+    )
+
+
+def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    from rewright.formats.dtypes import nbytes
+
+    return nbytes(dtype, shape)
+
+
+PROMPT = Spec(
+    name="prompt",
+    summary="learn a soft prompt that wins back what compression lost",
+    version=1,
+    options=PromptOptions,
+    impl="rewright.passes.prompt.run:run",
+    wants=frozenset({"weights", "config", "tokenizer"}),
+    gives="attachment",
+    attachment="prompt",
+    grain="step",
+    archs=frozenset(FAMILIES),
+    metrics=frozenset(
+        {"tokens", "steps", "best_step", "loss", "perplexity_before", "validation_perplexity", "validation_ratio"}
+    ),
+    paper="Compress, Then Prompt (arXiv:2305.11186)",
+    splits=lambda options: options.steps > 0,
+    estimate=_estimate,
+)

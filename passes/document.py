@@ -6,10 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from rewright.formats.checkpoint import Checkpoint
-from rewright.passes.errors import InputError
+from rewright.passes import wants
 from rewright.passes.machine import version
-from rewright.passes.recipe import Stage
 from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Estimate, Layout, to_plain
 from rewright.passes.stages import named
@@ -27,7 +25,7 @@ def draw_up(
     layout = Layout.of(survey.source)
     for number, stage in enumerate(run.stages, start=1):
         with named(number, run.stages):
-            _check_wants(stage, survey.source)
+            wants.refuse(stage, survey.source, layout)
             guess = stage.spec.estimate(stage.options, layout)
         planned = {"pass": stage.spec.name, "options": to_plain(stage.options)}
         layout = replace(guess.layout, made=(*layout.made, planned))
@@ -64,14 +62,6 @@ def fill(document: dict[str, Any], made: list[dict[str, Any]]) -> None:
     """Put in what the stages were measured to be and to take."""
     for shown, record in zip(document["stages"], made, strict=True):
         shown["metrics"], shown["seconds"] = record.get("metrics"), record.get("seconds")
-
-
-def _check_wants(stage: Stage, source: Checkpoint) -> None:
-    if "config" in stage.spec.wants and source.config is None:
-        raise InputError(
-            f"`{source.path}` has no `config.json`",
-            hint=f"`{stage.spec.name}` needs the whole checkpoint directory",
-        )
 
 
 def room(document: dict[str, Any]) -> int:

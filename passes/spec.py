@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rewright.formats.checkpoint import Checkpoint
 
 Metrics = dict[str, Any]
+Want = Literal["weights", "config", "tokenizer", "text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,10 +245,11 @@ class Estimate:
 class Spec:
     """A pass. `impl` is `module:function`, imported only when the pass runs.
 
-    `version` rises when equal options may give other bytes. `wants` says what the source must have; `grain` the
-    most that a resume can lose; `archs` the `model_type` values it takes, empty for any; `metrics` the numbers it
-    reports, by which a bound on another is refused before any work (None: not said); `splits` tells whether several
-    processes share the work under these options, which the first of them does alone otherwise.
+    `version` rises when equal options may give other bytes. `wants` says what the source must have, and `text` that an
+    option must name one; `spares` which of those a run with these options does without. `grain` is the most that a
+    resume can lose; `archs` the `model_type` values it takes, empty for any; `metrics` the numbers it reports, by
+    which a bound on another is refused before any work (None: not said); `splits` tells whether several processes
+    share the work under these options, which the first of them does alone otherwise.
     """
 
     name: str
@@ -255,7 +257,7 @@ class Spec:
     version: int
     options: type
     impl: str
-    wants: frozenset[Literal["weights", "config", "tokenizer", "text"]]
+    wants: frozenset[Want]
     gives: Literal["weights", "attachment", "report"]
     grain: Literal["tensor", "layer", "step"]
     paper: str
@@ -263,7 +265,12 @@ class Spec:
     archs: frozenset[str] = frozenset()
     metrics: frozenset[str] | None = None
     attachment: str | None = None
+    spares: Callable[[Any], frozenset[Want]] = lambda options: frozenset()
     splits: Callable[[Any], bool] = lambda options: False
+
+    def needs(self, options: Any) -> frozenset[Want]:
+        """What of `wants` a run with these options cannot do without."""
+        return self.wants - self.spares(options)
 
     def load(self) -> Callable[..., Metrics]:
         """The function that does the work: `run(context, options, source, draft) -> metrics`."""

@@ -38,7 +38,7 @@ LIGHT = (
         )
     ),
     *(f"passes/{name}.py" for name in ("stages", "workspace", "keys", "inputs", "bounds", "machine", "rates")),
-    *(f"passes/{name}.py" for name in ("context", "run_options", "summary", "compare", "values", "svg")),
+    *(f"passes/{name}.py" for name in ("context", "run_options", "summary", "compare", "values", "wants", "svg")),
     *(f"formats/{name}.py" for name in ("header", "shards", "digest", "provenance", "publish", "errors")),
 )
 ENVIRONMENT = {"cli/environment.py", "kernels/dispatch.py"}

@@ -29,7 +29,6 @@ from rewright.passes.compress.plan import (
 )
 from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.context import Context, Progress
-from rewright.passes.errors import InputError
 from rewright.passes.loading import Assembly, load_tokenizer, stored_dtype
 from rewright.passes.machine import compute_dtype
 from rewright.passes.sharing import each
@@ -82,11 +81,6 @@ def run(context: Context, options: CompressOptions, source: Checkpoint, draft: D
 def _calibrate(context: Context, options: CompressOptions, assembly: Assembly) -> calibration.Calibration:
     source = assembly.weights.source
     tokenizer = load_tokenizer(source)
-    if tokenizer is None:
-        raise InputError(
-            f"`{source.path}` has no tokenizer, and calibration needs one",
-            hint="put the model's `tokenizer.json` beside its weights, or use `--method rtn`",
-        )
     seen: dict[str, Path] = {}
     texts: list[str] = []
     for path in options.calibration_text:

@@ -262,6 +262,7 @@ COMPRESS = Spec(
         }
     ),
     paper="Compress, Then Prompt (arXiv:2305.11186); GPTQ (arXiv:2210.17323); SparseGPT (arXiv:2301.00774)",
+    spares=lambda options: frozenset() if options.needs_text else frozenset({"tokenizer", "text"}),
     splits=lambda options: options.splits,
     estimate=estimate,
 )

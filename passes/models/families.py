@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -237,13 +237,19 @@ def family_of(config: Mapping[str, Any] | None) -> Family:
         raise InputError("no `config.json`", hint="a pass over layers needs the whole checkpoint directory")
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        text = config.get("text_config")
-        inner = text.get("model_type") if isinstance(text, Mapping) else None
-        hint = f"known: {listed(FAMILIES)}"
-        if isinstance(inner, str) and inner in FAMILIES:
-            hint = f"its text model is a `{inner}`, which is known: make that a checkpoint of its own"
-        raise InputError(f"model type `{model_type}` is not one whose layers are known", hint=hint)
+        raise InputError(
+            f"model type `{model_type}` is not one whose layers are known", hint=known_types(config, FAMILIES)
+        )
     return FAMILIES[model_type]
+
+
+def known_types(config: Mapping[str, Any], known: Collection[str]) -> str:
+    """The hint for a config of another type: those known, or that the type of its text model is."""
+    text = config.get("text_config")
+    inner = text.get("model_type") if isinstance(text, Mapping) else None
+    if isinstance(inner, str) and inner in known:
+        return f"its text model is a `{inner}`, which is known: make that a checkpoint of its own"
+    return f"known: {listed(known)}"
 
 
 def listed(words: Iterable[str]) -> str:

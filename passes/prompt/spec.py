@@ -195,6 +195,7 @@ PROMPT = Spec(
         {"tokens", "steps", "best_step", "loss", "perplexity_before", "validation_perplexity", "validation_ratio"}
     ),
     paper="Compress, Then Prompt (arXiv:2305.11186)",
+    spares=lambda options: frozenset() if options.steps else frozenset({"tokenizer"}),
     splits=lambda options: options.steps > 0,
     estimate=_estimate,
 )

@@ -254,16 +254,3 @@ def test_reports_of_earlier_stages_are_kept(src: Path, dst: Path, acts: Any) -> 
     assert {path.name: path.read_text() for path in (dst / "reports").iterdir()} == {"a.json": "2", "1-a.json": "1"}
     go(dst, dst.with_name("next"))
     assert not (dst.with_name("next") / "reports").exists(), "another run's reports are not this one's"
-
-
-def test_a_pass_that_wants_a_config(src: Path, dst: Path) -> None:
-    from dataclasses import replace
-
-    from rewright.passes.recipe import Stage
-    from tests.passes.fakes import FAKE, FakeOptions
-
-    (src / "config.json").unlink()
-    wanting = Stage(replace(FAKE, wants=frozenset({"config"})), FakeOptions())
-    with pytest.raises(InputError, match=r"stage 2 \(fake\): .* has no `config.json`"):
-        go(src, dst, fake(), wanting)
-    assert beside(dst) == [], "refused at the sight of the headers"

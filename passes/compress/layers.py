@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -126,8 +127,11 @@ def _visit(
     leads = {index for index, unit in own if unit.first == 0}
     found: list[dict[str, Any]] = []
     met = gather(job, layer, groups, last=last, weights=dense, kept={index for index, _ in own})
+    units_met: defaultdict[int, list[Unit]] = defaultdict(list)
+    for index, unit in own:
+        units_met[index].append(unit)
     for index, shared in enumerate(met):
-        mine = [unit for of, unit in own if of == index]
+        mine = units_met[index]
         if job.options.method != "gptq" or shared.blind:
             mine = whole(shared.matrices) if index in leads else []
         started, before = time.monotonic(), len(found)
@@ -137,10 +141,12 @@ def _visit(
             part["seconds"] = (time.monotonic() - started) / (len(found) - before)
         shared.drop()
     job.draft.share()
-    parts = [part for theirs in world.together(found) for part in theirs]
+    parts: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for part in (one for theirs in world.together(found) for one in theirs):
+        parts[part["name"]].append(part)
     for shared in met:
         for matrix in shared.matrices:
-            row = _row(job, shared, matrix, [part for part in parts if part["name"] == matrix.name])
+            row = _row(job, shared, matrix, parts[matrix.name])
             layer.replace(matrix.local, job.running(matrix))
             yield row
 

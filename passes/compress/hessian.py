@@ -78,11 +78,3 @@ def quadratic(gap: torch.Tensor, hessian: torch.Tensor) -> float:
             product.addmm_(gap[:, stop:], hessian[stop:, start:stop], alpha=2)
         total += float(product.mul_(own).sum(dtype=torch.float64))
     return total
-
-
-def relative_error(weight: torch.Tensor, result: torch.Tensor, hessian: torch.Tensor | None) -> float | None:
-    """|W X - Q X|^2 / |W X|^2 from H = X X^T; None where the output is zero, or nothing was seen."""
-    if hessian is None:
-        return None
-    whole = quadratic(weight, hessian)
-    return quadratic(weight - result, hessian) / whole if whole > 0 else None

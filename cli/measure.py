@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -69,13 +68,11 @@ class BenchOptions:
     new_tokens: Annotated[int, Opt("tokens decoded after it", min=1)] = 64
 
 
-@contextlib.contextmanager
-def _kernels(run: RunOptions) -> Iterator[None]:
-    """Hold `--kernels` for a command that runs no pipeline; `auto` leaves the environment's switch alone."""
+def _kernels(run: RunOptions) -> AbstractContextManager[None]:
+    """Hold `--kernels` for a command that runs no pipeline."""
     from rewright.kernels import dispatch
 
-    with dispatch.use(run.kernels) if run.kernels != "auto" else contextlib.nullcontext():
-        yield
+    return dispatch.asked(run.kernels)
 
 
 def _talk(run: RunOptions) -> console.Console:

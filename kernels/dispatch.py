@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Literal, get_args
 
@@ -63,6 +63,11 @@ def use(choice: str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def asked(choice: str) -> AbstractContextManager[None]:
+    """Hold what an option asks for in the calls inside; its `auto` leaves the choice to `REWRIGHT_KERNELS`."""
+    return nullcontext() if choice == "auto" else use(choice)
 
 
 def pick(op: str, tensors: Sequence[torch.Tensor], supports: Callable[[], str | None]) -> bool:

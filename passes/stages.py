@@ -179,10 +179,8 @@ def _work(stage: Stage, kernels: str, context: Context, source: Checkpoint, draf
     from rewright.kernels import dispatch
 
     run = stage.spec.load()
-    # `auto` leaves the choice to the environment
-    chosen = contextlib.nullcontext() if kernels == "auto" else dispatch.use(kernels)
     try:
-        with chosen:
+        with dispatch.asked(kernels):
             metrics = run(context, stage.options, source, draft)
     except dispatch.KernelError as error:
         raise UsageError(error.message, hint=error.hint) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rewright.kernels.dispatch import KernelError, mode, pick, reset_tally, tally, use
+from rewright.kernels.dispatch import KernelError, asked, mode, pick, reset_tally, tally, use
 from rewright.kernels.hessian_update import hessian_update
 from rewright.kernels.pack import pack
 from tests.kernels.ops import OPS
@@ -36,6 +36,16 @@ def test_the_innermost_choice_wins(monkeypatch: pytest.MonkeyPatch) -> None:
             assert mode() == "auto"
         assert mode() == "triton"
     assert mode() == "reference"
+
+
+def test_an_option_says_auto_for_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWRIGHT_KERNELS", "reference")
+    with asked("auto"):
+        assert mode() == "reference"
+    with asked("triton"):
+        assert mode() == "triton"
+    with pytest.raises(KernelError), asked("fast"):
+        pass
 
 
 def test_a_name_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,8 @@ class Field:
         if self.type is Path and raw == "":
             raise ValueError("must not be empty")
         if self.is_value:
+            if isinstance(raw, bool | list | dict):
+                raise ValueError(f"must be text, not `{raw}`")
             return self.type.parse(str(raw))
         if self.type is bool:
             if isinstance(raw, bool) or raw in ("true", "false"):

@@ -201,7 +201,7 @@ class _Words:
 
     def __init__(self, options: CompressOptions) -> None:
         self.options = options
-        self._skip = {f"--skip {expression}": _pattern(expression) for expression in options.skip}
+        self._skip = {f"--skip {regex}": regex for regex in options.skip}
         self._bits = {f"--bits-for {one}": (re.compile(one.expression), one.bits) for one in options.bits_for}
         self._sparsity = {
             f"--sparsity-for {one}": (re.compile(one.expression), one.sparsity) for one in options.sparsity_for
@@ -209,7 +209,7 @@ class _Words:
         self._idle = {*self._skip, *self._bits, *self._sparsity}
 
     def skips(self, module: str) -> bool:
-        hits = {said for said, expression in self._skip.items() if expression.search(module)}
+        hits = {said for said, regex in self._skip.items() if regex.found_in(module)}
         self._idle -= hits
         return bool(hits)
 
@@ -236,13 +236,6 @@ class _Words:
             raise UsageError(
                 f"`{min(self._idle)}` matches no matrix", hint="`rewright show` lists a checkpoint's tensors"
             )
-
-
-def _pattern(expression: str) -> re.Pattern[str]:
-    try:
-        return re.compile(expression)
-    except re.error as error:
-        raise UsageError(f"`--skip {expression}` is not a regular expression: {error}") from None
 
 
 def _spoken(dtype: str) -> str:

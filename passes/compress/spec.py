@@ -13,7 +13,7 @@ from rewright.passes.compress.records import pattern_for
 from rewright.passes.errors import UsageError
 from rewright.passes.models.families import FAMILIES
 from rewright.passes.spec import Opt, Spec
-from rewright.passes.values import UNQUANTISED, Bits, BitsFor, GroupSize, Pattern, SparsityFor
+from rewright.passes.values import UNQUANTISED, Bits, BitsFor, GroupSize, Pattern, Regex, SparsityFor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,9 @@ class CompressOptions:
     sequence_length: Annotated[
         int | None, Opt("tokens a sequence; by default the model's context, at most 2048", min=2)
     ] = None
-    skip: Annotated[tuple[str, ...], Opt("matrices left alone: a regular expression on names (repeatable)")] = ()
+    skip: Annotated[
+        tuple[Regex, ...], Opt("matrices left alone: a regular expression on names (repeatable)", metavar="REGEX")
+    ] = ()
     format: Annotated[
         Literal["pack-quantized", "bitmask-w4", "dense"],
         Opt(

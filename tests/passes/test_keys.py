@@ -25,7 +25,7 @@ from rewright.passes.inputs import Inputs
 from rewright.passes.recipe import Stage
 from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import fields_of
-from rewright.passes.values import Bits, BitsFor, GroupSize, Pattern, SparsityFor
+from rewright.passes.values import Bits, BitsFor, GroupSize, Pattern, Regex, SparsityFor
 from tests.passes.conftest import STORIES
 from tests.passes.fakes import FAKE, FakeOptions, fake
 
@@ -53,7 +53,7 @@ OTHER = {
     "sparsity_for": (SparsityFor("q_proj", 0.1),),
     "samples": 64,
     "sequence_length": 99,
-    "skip": ("a",),
+    "skip": (Regex("a"),),
     "format": "dense",
 }
 # What an option cannot stand beside.

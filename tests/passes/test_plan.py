@@ -17,7 +17,7 @@ from rewright.passes.compress.spec import CompressOptions
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Layout
-from rewright.passes.values import CODE_BITS, Bits, BitsFor, GroupSize, Pattern
+from rewright.passes.values import CODE_BITS, Bits, BitsFor, GroupSize, Pattern, Regex
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_refusals() -> None:
     with pytest.raises(UsageError, match=r"`--pattern 3:7` does not divide the 64 columns"):
         draw_up(rtn(pattern=Pattern(3, 7)), layout())
     with pytest.raises(InputError, match="no matrix to compress"):
-        draw_up(rtn(skip=(".",)), layout())
+        draw_up(rtn(skip=(Regex("."),)), layout())
     with pytest.raises(InputError, match="`gpt5`"):
         draw_up(rtn(), layout(model_type="gpt5"))
     with pytest.raises(InputError, match="quantised already"):

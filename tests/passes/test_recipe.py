@@ -20,9 +20,15 @@ from rewright.passes.compress.spec import COMPRESS, CompressOptions
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.recipe import Stage
 from rewright.passes.spec import to_plain
-from rewright.passes.values import Bits, BitsFor, GroupSize, Pattern, SparsityFor
+from rewright.passes.values import Bits, BitsFor, GroupSize, Pattern, Regex, SparsityFor
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+
+
+def _is_regex(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(Regex.parse(text))
+    return False
 
 
 def _options(**given: Any) -> CompressOptions | None:
@@ -72,7 +78,7 @@ COMPRESSES = st.builds(
     calibration_text=st.lists(TEXT.map(Path), max_size=3).map(tuple),
     samples=st.integers(1),
     sequence_length=st.none() | st.integers(2),
-    skip=st.lists(TEXT, max_size=3).map(tuple),
+    skip=st.lists(TEXT.filter(_is_regex).map(Regex), max_size=3).map(tuple),
     format=st.sampled_from(["pack-quantized", "bitmask-w4", "dense"]),
 ).filter(lambda options: options is not None)
 STAGES = st.lists(COMPRESSES.map(lambda options: Stage(COMPRESS, options)), min_size=1, max_size=3).map(tuple)
@@ -107,7 +113,7 @@ def test_set_says_what_a_recipe_says(stages: tuple[Stage, ...], data: st.DataObj
 
 
 def test_a_recipe_has_only_what_differs_from_the_defaults() -> None:
-    options = CompressOptions(method="rtn", bits=Bits(3), symmetric=False, skip=("a", "b"))
+    options = CompressOptions(method="rtn", bits=Bits(3), symmetric=False, skip=(Regex("a"), Regex("b")))
     said = (
         '[[stage]]\npass = "compress"\nbits = 3\nsymmetric = false\nmethod = "rtn"\nskip = [\n    "a",\n    "b",\n]\n'
     )
@@ -130,14 +136,14 @@ ONE = '[[stage]]\npass = "compress"\nmethod = "rtn"\n'
         (["1.symmetric=false"], {"symmetric": False}),
         (["1.pattern=2:4"], {"pattern": Pattern(2, 4)}),
         (["1.damp=1e-3"], {"damp": 0.001}),
-        (["1.skip=12"], {"skip": ("12",)}),
-        (['1.skip=["a", "b c"]'], {"skip": ("a", "b c")}),
-        (['1.skip="a, b"'], {"skip": ("a, b",)}),
-        (["1.skip=a=b"], {"skip": ("a=b",)}),
+        (["1.skip=12"], {"skip": (Regex("12"),)}),
+        (['1.skip=["a", "b c"]'], {"skip": (Regex("a"), Regex("b c"))}),
+        (['1.skip="a, b"'], {"skip": (Regex("a, b"),)}),
+        (["1.skip=a=b"], {"skip": (Regex("a=b"),)}),
         (["1.calibration-text=2020-01-01"], {"calibration_text": (Path("2020-01-01"),)}),
         (["1.calibration-text=a b.txt"], {"calibration_text": (Path("a b.txt"),)}),
-        (["1.skip=" + "[" * 5000], {"skip": ("[" * 5000,)}),
-        (["1.skip=3\nbits = 2"], {"skip": ("3\nbits = 2",)}),
+        (["1.calibration-text=" + "[" * 5000], {"calibration_text": (Path("[" * 5000),)}),
+        (["1.skip=3\nbits = 2"], {"skip": (Regex("3\nbits = 2"),)}),
     ],
 )
 def test_set(sets: Sequence[str], changed: dict[str, Any]) -> None:
@@ -166,6 +172,8 @@ def test_set(sets: Sequence[str], changed: dict[str, Any]) -> None:
         (f"{ONE}damp = 2020-01-01", [], "stage 1 (compress): `damp` must be a number, not `2020-01-01`"),
         (f"{ONE}samples = inf", [], "stage 1 (compress): `samples` must be a whole number, not `inf`"),
         (f"{ONE}skip = [[1]]", [], "stage 1 (compress): `skip` must be text, not `[1]`"),
+        (f"{ONE}skip = true", [], "stage 1 (compress): `skip` must be text, not `True`"),
+        (f"{ONE}skip = ['(']", [], "stage 1 (compress): `skip` `(` is not a regular expression: "),
         (f"{ONE}calibration-text = 3", [], "stage 1 (compress): `calibration-text` must be text, not `3`"),
         (f"{ONE}group-size = 2\ngroup_size = 3", [], "stage 1 (compress): `group-size` is given twice"),
         (f"{ONE}bits = 16", [], "stage 1 (compress): `--bits 16` without `--sparsity` leaves nothing to do"),

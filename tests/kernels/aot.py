@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.kernels.loss_variants import cross_entropy_variants, kl_variants
 from tests.kernels.ops import OPS
 from tests.kernels.packed_variants import bitmask_gemv_variants, gemm_variants, gemv_variants
 from tests.kernels.variant import Variant
@@ -274,6 +275,8 @@ def variants(op: str) -> list[Variant]:
         "w4a16_gemv": gemv_variants,
         "w4a16_gemm": gemm_variants,
         "bitmask_w4_gemv": bitmask_gemv_variants,
+        "linear_cross_entropy": cross_entropy_variants,
+        "linear_kl": kl_variants,
     }
     return list(makers[op]())
 

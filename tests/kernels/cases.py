@@ -9,6 +9,7 @@ import torch
 
 from rewright.kernels.bitmask import pack_bitmask
 from tests.kernels.case import DTYPES, Builder, Case, laid_out, normal
+from tests.kernels.loss_cases import loss_cases
 from tests.kernels.packed_cases import packed_cases
 from tests.kernels.solver_cases import solver_cases
 
@@ -193,4 +194,5 @@ def all_cases() -> list[Case]:
         *bitmask_cases(),
         *rng_cases(),
         *packed_cases(),
+        *loss_cases(),
     ]

@@ -37,6 +37,7 @@ from tests.kernels import judges
 from tests.kernels.bounds import Bounds, Verdict, on
 from tests.kernels.case import Case
 from tests.kernels.cases import all_cases
+from tests.kernels.loss_cases import LOSS_JUDGES, LOSSES, results
 from tests.kernels.packed_cases import PACKED_JUDGES
 
 
@@ -63,6 +64,8 @@ def call(op: str, arguments: dict[str, Any], choice: str) -> tuple[torch.Tensor,
             return (arguments["total"],)
         if op == "admm_step":
             return admm_step(**arguments), arguments["dual"]
+        if op in LOSSES:
+            return results(op, arguments)
         several: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
             "joint_sweep": joint_sweep,
             "descend": descend,
@@ -101,7 +104,7 @@ def judge(case: Case, choice: str, device: str = "cpu") -> Verdict:
             return _equal([t.cpu() for t in got[:3]], list(base[:3]))
         return verdict
     mine = tuple(t.cpu() for t in got)
-    judge_of = {**judges.JUDGES, **PACKED_JUDGES}
+    judge_of = {**judges.JUDGES, **PACKED_JUDGES, **LOSS_JUDGES}
     if case.op in judge_of:
         verdict = judge_of[case.op](case, mine, base)
         if not (case.exact and verdict.ok):

@@ -12,6 +12,7 @@ from tests.kernels.case import Case
 from tests.kernels.cases import all_cases
 from tests.kernels.conform import call, judge, replay, wanted
 from tests.kernels.judges import JUDGES
+from tests.kernels.loss_cases import LOSS_JUDGES, LOSSES
 from tests.kernels.packed_cases import OPS as PACKED_OPS
 from tests.kernels.packed_cases import PACKED_JUDGES
 from tests.kernels.worker import answer
@@ -41,7 +42,7 @@ def test_every_op_has_cases_in_every_dtype_it_takes() -> None:
     seen = {(case.op, case.dtype) for case in wanted("triton", "cpu")}
     floating = (torch.float64, torch.float32, torch.float16)
     ops = ("hessian_update", "joint_sweep", "cross_update", "descend", "clip_search", "admm_step")
-    assert {(op, d) for op in (*ops, *PACKED_OPS, "keep_largest", "keep_of") for d in floating} <= seen
+    assert {(op, d) for op in (*ops, *PACKED_OPS, *LOSSES, "keep_largest", "keep_of") for d in floating} <= seen
     packing = ("pack", "unpack", "pack_bitmask", "unpack_bitmask")
     assert {("rng", torch.int32), *((op, torch.int8) for op in packing)} <= seen
 
@@ -89,3 +90,11 @@ def test_the_judges_see_a_wrong_step_a_worse_grid_and_a_tie_broken_the_other_way
         (product,) = call(op, case.make(), "reference")
         assert PACKED_JUDGES[op](case, (product,), (product,)).ok
         assert not PACKED_JUDGES[op](case, (product * (1 + 1e-5),), (product,)).ok
+
+    for op in LOSSES:
+        case = next(case for case in all_cases() if case.op == op and "float32-23x61x67-" in case.id)
+        right = call(op, case.make(), "reference")
+        assert LOSS_JUDGES[op](case, right, right).ok
+        for place in range(len(right)):
+            wrong = tuple(t * (1 + 5e-5) if place == at else t for at, t in enumerate(right))
+            assert not LOSS_JUDGES[op](case, wrong, right).ok, place

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from rewright.cli import console
+from rewright.cli.arms import arms
 from rewright.cli.build import command
 from rewright.cli.console import table
 from rewright.cli.report import bench_rows, eval_head, eval_rows
@@ -38,6 +39,10 @@ class EvalOptions:
     sequence_length: Annotated[int, Opt("tokens a window, the start token included", min=2)] = 256
     per_document: Annotated[Literal["auto", "first", "all"], Opt("windows of a document that are scored")] = "auto"
     by_layer: Annotated[bool, Opt("hold one decoder layer at a time: slower, for models larger than memory")] = False
+    attached: Annotated[bool, Opt("with the learned prompt that is attached", negative="no-prompt")] = True
+    arms: Annotated[bool, Opt("what an attached prompt wins back: the five arms; needs `--dense`")] = False
+    dense: Annotated[Path | None, Opt("the uncompressed model, for `--arms`", metavar="MODEL")] = None
+    foreign: Annotated[tuple[Path, ...], Opt("with `--arms`, text of another kind (repeatable)", metavar="FILE")] = ()
     sample: Annotated[int | None, Opt("also let each model go on for N tokens, greedily", min=1)] = None
     prompt: Annotated[str | None, Opt(f"what they go on from; by default `{_PROMPT}`")] = None
 
@@ -46,6 +51,13 @@ class EvalOptions:
             raise UsageError("nothing to score", hint="give `--text FILE` or `--choices FILE`")
         if self.text == self.choices:
             raise UsageError("`--text` and `--choices` name one file", hint="they are of different forms")
+        if self.arms != (self.dense is not None):
+            raise UsageError("`--arms` and `--dense MODEL` go together")
+        alone = (self.choices, self.compare, self.sample, self.prompt)
+        if self.arms and (self.text is None or self.by_layer or any(value is not None for value in alone)):
+            raise UsageError("`--arms` scores texts and nothing else", hint="give `--text FILE --arms --dense MODEL`")
+        if self.foreign and not self.arms:
+            raise UsageError("`--foreign` goes with `--arms`")
         if self.by_layer and self.sample is not None:
             raise UsageError("`--sample` needs the whole model at every token", hint="leave out `--by-layer`")
 
@@ -58,6 +70,7 @@ class GenerateOptions:
     max_new_tokens: Annotated[int, Opt("stop after this many tokens", min=1)] = 128
     temperature: Annotated[float, Opt("1 draws as the model was trained, 0 takes the likeliest", min=0)] = 1.0
     top_p: Annotated[float, Opt("draw from the likeliest tokens that hold this share", min=0, max=1)] = 1.0
+    attached: Annotated[bool, Opt("with the learned prompt that is attached", negative="no-prompt")] = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,18 +81,19 @@ class BenchOptions:
     new_tokens: Annotated[int, Opt("tokens decoded after it", min=1)] = 64
 
 
-def _kernels(run: RunOptions) -> AbstractContextManager[None]:
+def kernels(run: RunOptions) -> AbstractContextManager[None]:
     """Hold `--kernels` for a command that runs no pipeline."""
     from rewright.kernels import dispatch
 
     return dispatch.asked(run.kernels)
 
 
-def _talk(run: RunOptions) -> console.Console:
-    talk = console.current()
+def talk(run: RunOptions) -> console.Console:
+    """Where a command of these speaks."""
+    told = console.current()
     leads = world.current().leads
-    talk.configure(quiet=run.quiet or not leads, verbose=run.verbose, events=run.events if leads else None)
-    return talk
+    told.configure(quiet=run.quiet or not leads, verbose=run.verbose, events=run.events if leads else None)
+    return told
 
 
 def _where(run: RunOptions) -> dict[str, Any]:
@@ -97,9 +111,13 @@ def evaluate(model: Model, options: EvalOptions, run: RunOptions) -> None:
     """
     from rewright.passes.evaluate import evaluate as score
 
-    talk = _talk(run)
+    reporter = talk(run)
+    if options.arms:
+        with kernels(run):
+            arms(model, options, run)
+        return
     began = time.monotonic()
-    with _kernels(run):
+    with kernels(run):
         scores = score(
             model,
             text=options.text,
@@ -108,7 +126,8 @@ def evaluate(model: Model, options: EvalOptions, run: RunOptions) -> None:
             sequence_length=options.sequence_length,
             per_document=options.per_document,
             by_layer=options.by_layer,
-            reporter=talk,
+            prompt=options.attached,
+            reporter=reporter,
             world=world.current(),
             **_where(run),
         )
@@ -116,7 +135,7 @@ def evaluate(model: Model, options: EvalOptions, run: RunOptions) -> None:
         document = {"model": str(model), **scores, "seconds": round(time.monotonic() - began, 3)}
         document["checkpoints"] = {str(path): _stored(path) for path in paths}
         if options.sample is not None or options.prompt is not None:
-            document["sample"] = _stories(paths, options.prompt or _PROMPT, options.sample or _SAMPLE, run)
+            document["sample"] = _stories(paths, options.prompt or _PROMPT, options.sample or _SAMPLE, options, run)
     if run.json:
         console.write_json(document)
         return
@@ -139,10 +158,11 @@ def _stored(path: Path) -> dict[str, Any]:
     }
 
 
-def _stories(paths: list[Path], prompt: str, tokens: int, run: RunOptions) -> dict[str, Any]:
+def _stories(paths: list[Path], prompt: str, tokens: int, options: EvalOptions, run: RunOptions) -> dict[str, Any]:
     from rewright.passes.generate import generate as continued
 
     greedy: dict[str, Any] = {"max_new_tokens": tokens, "temperature": 0.0, "top_p": 1.0, "seed": run.seed}
+    greedy["learned"] = options.attached
     texts = {str(path): "".join(continued(path, prompt, **greedy, **_where(run))) for path in paths}
     return {"prompt": prompt, "texts": texts}
 
@@ -157,11 +177,11 @@ def generate(model: Model, options: GenerateOptions, run: RunOptions) -> None:
     """
     from rewright.passes.generate import generate as continued
 
-    _talk(run)
+    talk(run)
     prompt = _prompt(options.prompt)
     began = time.monotonic()
     pieces: list[str] = []
-    with _kernels(run):
+    with kernels(run):
         for piece in continued(
             model,
             prompt,
@@ -169,6 +189,7 @@ def generate(model: Model, options: GenerateOptions, run: RunOptions) -> None:
             temperature=options.temperature,
             top_p=options.top_p,
             seed=run.seed,
+            learned=options.attached,
             **_where(run),
         ):
             pieces.append(piece)
@@ -201,8 +222,8 @@ def bench(model: Model, options: BenchOptions, run: RunOptions) -> None:
     """
     from rewright.passes.generate import bench as timed
 
-    _talk(run)
-    with _kernels(run):
+    talk(run)
+    with kernels(run):
         found = timed(model, prompt_tokens=options.prompt_tokens, new_tokens=options.new_tokens, **_where(run))
     if run.json:
         console.write_json({"model": model, **found})

@@ -102,6 +102,10 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "vocabulary", f"embedding {figure(rows)} rows, tokenizer {figure(words)}"
     if found["quantization"]:
         yield "quantised", _quantised(found["quantization"])
+    if found["prompt"]:
+        prompt = found["prompt"]
+        cost = f"{size(prompt['cache_bytes_16_bit'])} of 16-bit keys and values a request"
+        yield "prompt", f"{prompt['tokens']} tokens, {prompt['learned'] or 'of unknown origin'}; {cost}"
     if found["unknown"]:
         yield "unknown", f"{len(found['unknown'])} tensors that no family names: {', '.join(found['unknown'][:4])}"
 

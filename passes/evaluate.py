@@ -125,6 +125,7 @@ def evaluate(
     sequence_length: int = 256,
     per_document: Literal["auto", "first", "all"] = "auto",
     by_layer: bool = False,
+    prompt: bool | Path = True,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
@@ -139,17 +140,21 @@ def evaluate(
     `per_document` takes the first window of each document or all; `auto` takes the first where the text has several
     documents. With `compare` the other checkpoint scores the same targets: `kl` is the mean of KL(other || this) in
     nats, `top1_agreement` the share of targets before which both prefer the same token. `by_layer` holds one decoder
-    layer at a time; each question goes through all of them again. Raises InputError, BoundError.
+    layer at a time; each question goes through all of them again. A `prompt` that is attached stands in front of every
+    window unless this is False, and is no target; a path names another for the checkpoint. Raises InputError,
+    BoundError.
     """
     reporter, inputs, world = reporter or Silent(), inputs or Inputs(), world or World()
     if world.size > 1 and (by_layer or choices is not None):
         same = partial(evaluate, path, text=text, choices=choices, compare=compare, sequence_length=sequence_length)
-        same = partial(same, per_document=per_document, by_layer=by_layer, device=device, dtype=dtype)
+        same = partial(same, per_document=per_document, by_layer=by_layer, prompt=prompt, device=device, dtype=dtype)
         return world.lead(partial(same, threads=threads, reporter=reporter, inputs=inputs))
     prepare(world.lead(lambda: threads or usable_cpus()))
-    scorer = open_scorer(path, device, dtype, by_layer=by_layer)
-    other = open_scorer(compare, device, dtype, by_layer=by_layer) if compare is not None else None
-    report: dict[str, Any] = {}
+    scorer = open_scorer(path, device, dtype, by_layer=by_layer, prompt=prompt)
+    other = None
+    if compare is not None:
+        other = open_scorer(compare, device, dtype, by_layer=by_layer, prompt=prompt is not False)
+    report: dict[str, Any] = {"prompt_tokens": 0 if scorer.prompt is None else len(scorer.prompt)}
     if text is not None:
         report.update(_text(scorer, other, text, compare, sequence_length, per_document, reporter, inputs, world))
     if choices is not None:

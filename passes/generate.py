@@ -61,13 +61,17 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    learned: bool = True,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
 ) -> Iterator[str]:
-    """Pieces of text that follow the prompt. Raises InputError when prompt and text are past the model's positions."""
+    """Pieces of text that follow the prompt, with the `learned` one in front where one is attached.
+
+    Raises InputError when prompt and text are past the model's positions.
+    """
     prepare(threads or usable_cpus())
-    scorer = open_scorer(path, device, dtype, brief=True)
+    scorer = open_scorer(path, device, dtype, brief=True, prompt=learned)
     start = calibration.start_tokens(scorer.tokenizer)
     begin = start + calibration.encode(scorer.tokenizer, prompt, scorer.rows)
     if not begin:
@@ -120,7 +124,7 @@ def bench(
     prepare(threads or usable_cpus())
     import_model(Checkpoint.open(path))
     idle = peak_resident()
-    scorer = open_scorer(path, device, dtype, brief=True)
+    scorer = open_scorer(path, device, dtype, brief=True, prompt=False)
     limit = scorer.positions or prompt_tokens + new_tokens
     prompt_tokens = min(prompt_tokens, limit - 1)
     new_tokens = min(new_tokens, limit - prompt_tokens)

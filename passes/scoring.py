@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.packing import MARKS
+from rewright.formats.peft import read_adapter
 from rewright.passes.context import Reporter, Silent
 from rewright.passes.errors import InputError
 from rewright.passes.machine import compute_dtype, find_device
@@ -35,6 +36,7 @@ class Scorer:
     """A model ready to score: `model` maps token rows to logits, `ends` are the tokens that end a text.
 
     With an `assembly` the model's decoder layers are in memory one at a time, and `model` itself cannot be called.
+    `prompt` (tokens, width) stands in front of every window; the `positions` are those that it leaves.
     """
 
     model: Any
@@ -44,16 +46,27 @@ class Scorer:
     ends: frozenset[int]
     device: torch.device
     assembly: Assembly | None = None
+    prompt: torch.Tensor | None = None
 
 
-def open_scorer(path: str | Path, device: str, dtype: str, *, brief: bool = False, by_layer: bool = False) -> Scorer:
+def open_scorer(
+    path: str | Path,
+    device: str,
+    dtype: str,
+    *,
+    brief: bool = False,
+    by_layer: bool = False,
+    prompt: bool | Path = True,
+) -> Scorer:
     """Load a checkpoint for scoring; a quantised one runs on its codes. Raises InputError when it has no tokenizer.
 
     With `brief` the dtype `auto` makes a quantised model run in bfloat16 on a CPU too: in float32 what it has dense,
     its embeddings, would take twice what they take on disk, and no product there multiplies by 4-bit codes. With
-    `by_layer` no layer is loaded before it is wanted, and quantised ones are decoded then.
+    `by_layer` no layer is loaded before it is wanted, and quantised ones are decoded then. `prompt` says whether the
+    one that is attached stands in front of everything, or names another.
     """
     from rewright.passes.loading import Assembly, load, load_tokenizer, stored_dtype
+    from rewright.passes.models.prompted import Prompted
 
     place, source = find_device(device), Checkpoint.open(path)
     if dtype == "auto" and brief and place.type == "cpu" and _quantised(source):
@@ -70,7 +83,32 @@ def open_scorer(path: str | Path, device: str, dtype: str, *, brief: bool = Fals
     # a packed head has no weight without decoding it
     rows = getattr(head, "out_features", None) or head.weight.shape[0]
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Scorer(model, tokenizer, rows, positions, _ends(source, tokenizer), place, assembly)
+    learned = _learned(source, model, prompt)
+    if learned is not None:
+        positions = None if positions is None else positions - len(learned)
+        if positions is not None and positions < 2:
+            raise InputError(f"the prompt of {len(learned)} tokens leaves no position for text")
+        model = model if by_layer else Prompted(model, learned)
+    return Scorer(model, tokenizer, rows, positions, _ends(source, tokenizer), place, assembly, learned)
+
+
+def _learned(source: Checkpoint, model: Any, prompt: bool | Path) -> torch.Tensor | None:
+    """The prompt to put in front of everything. Raises InputError for one that the model cannot read."""
+    from rewright.passes import soft_prompt
+
+    if prompt is False:
+        return None
+    adapter = soft_prompt.attached(source) if prompt is True else read_adapter(prompt)
+    if adapter is None:
+        return None
+    rows, width = model.get_input_embeddings().weight.shape
+    if adapter.width != width or (adapter.base is not None and adapter.base.rows != rows):
+        made = adapter.base.rows if adapter.base else "?"
+        raise InputError(
+            f"the prompt `{adapter.source.path}` is for an embedding of {made} x {adapter.width}, not {rows} x {width}",
+            hint="leave it out with `--no-prompt`, or attach one that fits with `rewright prompt`",
+        )
+    return soft_prompt.load(adapter).to(model.device if model.device.type != "meta" else "cpu")
 
 
 def _quantised(source: Checkpoint) -> bool:
@@ -111,13 +149,15 @@ def scored(
         return
     from rewright.passes.walk import Walk
 
-    walk = Walk(scorer.assembly, padded([window for batch in batches for window in batch]))
+    tokens = padded([window for batch in batches for window in batch])
+    walk = Walk(scorer.assembly, tokens, prompt=scorer.prompt)
     with (reporter or Silent()).progress("layers", len(scorer.assembly.layers)) as bar:
         for _ in walk:
             bar.advance(1)
     first = 0
     for batch in batches:
-        yield _before_targets(walk.logits("compressed", slice(first, first + len(batch))), batch)
+        logits = walk.logits("compressed", slice(first, first + len(batch)))
+        yield _before_targets(logits[:, -tokens.shape[1] :], batch)
         first += len(batch)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import nn
+
+from rewright.passes.models.running import takes
 
 
 class Prompted(nn.Module):
@@ -21,26 +22,26 @@ class Prompted(nn.Module):
 
     def __init__(self, model: Any, embeddings: torch.Tensor) -> None:
         super().__init__()
-        self.model, self.config = model, model.config
+        self.inner, self.config = model, model.config
         self.register_buffer("embeddings", embeddings.to(model.device), persistent=False)
-        self._takes = inspect.signature(model.forward).parameters
+        self._takes = takes(model)
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.model.device
+        device: torch.device = self.inner.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.model.dtype
+        dtype: torch.dtype = self.inner.dtype
         return dtype
 
     def get_input_embeddings(self) -> nn.Module:
-        table: nn.Module = self.model.get_input_embeddings()
+        table: nn.Module = self.inner.get_input_embeddings()
         return table
 
     def get_output_embeddings(self) -> nn.Module:
-        head: nn.Module = self.model.get_output_embeddings()
+        head: nn.Module = self.inner.get_output_embeddings()
         return head
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **given: Any) -> Any:
@@ -54,12 +55,12 @@ class Prompted(nn.Module):
                 places = (seen.long().cumsum(1) - 1).clamp_(min=0)
                 given["position_ids"] = places[:, -input_ids.shape[1] :] if begun else places
         if begun:
-            return self.model(input_ids=input_ids, **given)
+            return self.inner(input_ids=input_ids, **given)
         own = input_ids.shape[1]
         keeps = given.get("logits_to_keep") is None
         if keeps and "logits_to_keep" in self._takes:
             given["logits_to_keep"] = own
-        output = self.model(inputs_embeds=before(self.embeddings, self.model, input_ids), **given)
+        output = self.inner(inputs_embeds=before(self.embeddings, self.inner, input_ids), **given)
         if keeps:
             output.logits = output.logits[:, -own:]
         return output

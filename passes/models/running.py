@@ -9,12 +9,16 @@ import torch
 from torch import nn
 
 
+def takes(model: Any) -> frozenset[str]:
+    """The names of what a model's forward may be given; of one with a prompt in front, those of the model itself."""
+    return frozenset(inspect.signature(getattr(model, "inner", model).forward).parameters)
+
+
 def new_cache(model: Any) -> dict[str, Any]:
     """An empty key-value cache, under the name that this transformers wants it by."""
     from transformers import DynamicCache
 
-    names = inspect.signature(model.forward).parameters
-    return {"cache" if "cache" in names else "past_key_values": DynamicCache(config=model.config)}
+    return {"cache" if "cache" in takes(model) else "past_key_values": DynamicCache(config=model.config)}
 
 
 def last_only(model: Any) -> dict[str, Any]:
@@ -22,7 +26,7 @@ def last_only(model: Any) -> dict[str, Any]:
 
     As an index: of a slice, which keeps its strides, torch's product copies the whole head.
     """
-    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+    if "logits_to_keep" not in takes(model):
         return {}
     return {"logits_to_keep": torch.tensor([-1], device=model.device)}
 

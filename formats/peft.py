@@ -1,4 +1,8 @@
-"""A learned prompt as PEFT's prompt tuning stores it: a folder with a config and one tensor. Standard library only."""
+"""A learned prompt as PEFT stores it: a folder with a config and one tensor. Standard library only.
+
+Prompt tuning has embeddings, a row a token. Prefix tuning has keys and values for every layer: a row has, layer by
+layer, the keys of all heads and then their values.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError
@@ -20,6 +24,41 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # The same tensor under a name of its own, for servers that take embeddings and not PEFT's folders.
 EMBEDS = "prompt_embeds.safetensors"
 TENSOR = "prompt_embeddings"
+
+# Where a prompt stands: before the first layer as embeddings, or in all of them as keys and values.
+Depth = Literal["input", "all"]
+KINDS: dict[str, Depth] = {"PROMPT_TUNING": "input", "PREFIX_TUNING": "all"}
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What a model keeps of a token: keys and values of `count` heads of `width` numbers each, in every layer."""
+
+    layers: int
+    count: int
+    width: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Heads:
+        """As a checkpoint's config says."""
+        text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+        assert isinstance(text, Mapping)
+        layers, heads, width = (
+            int(text.get(new) or text.get(old) or 0)
+            for new, old in (
+                ("num_hidden_layers", "n_layer"),
+                ("num_attention_heads", "n_head"),
+                ("hidden_size", "n_embd"),
+            )
+        )
+        return cls(
+            layers, int(text.get("num_key_value_heads") or heads), int(text.get("head_dim") or width // max(1, heads))
+        )
+
+    @property
+    def numbers(self) -> int:
+        """Keys and values of a token over all layers."""
+        return 2 * self.layers * self.count * self.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +88,7 @@ class Adapter:
     """A prompt's file: `source` has the tensor, `tokens` rows of `width` numbers."""
 
     source: Checkpoint
+    depth: Depth
     tokens: int
     width: int
     base: Base | None
@@ -79,54 +119,64 @@ def read_adapter(path: Path) -> Adapter:
             f"`{path}` has no prompt", hint=f"a checkpoint has it in `{FOLDER}/`, PEFT's folders as `{WEIGHTS}`"
         )
     config = file.with_name(CONFIG)
-    if os.path.lexists(config):
-        _check_config(config)
+    depth = _depth(config) if os.path.lexists(config) else "input"
     source = Checkpoint.open(file)
     entry = source.entries.get(TENSOR)
     if entry is None:
         raise FormatError(f"`{file}` has no tensor `{TENSOR}`", hint="it is no prompt of PEFT's PROMPT_TUNING")
     if len(entry.shape) != 2 or not all(entry.shape) or entry.dtype not in ("F32", "BF16", "F16"):
         raise FormatError(f"`{TENSOR}` in `{file}` is {entry.dtype} {list(entry.shape)}, not rows of floats")
-    return Adapter(source, *entry.shape, Base.read(source.metadata))
+    return Adapter(source, depth, *entry.shape, Base.read(source.metadata))
 
 
-def _check_config(path: Path) -> None:
+def _depth(path: Path) -> Depth:
     try:
         said = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise FormatError(f"`{path}` cannot be read: {error}") from None
     kind = said.get("peft_type") if isinstance(said, dict) else None
-    if kind != "PROMPT_TUNING":
-        raise FormatError(f"`{path}` is of type `{kind}`, not `PROMPT_TUNING`")
+    if kind not in KINDS:
+        raise FormatError(f"`{path}` is of type `{kind}`, not one of {', '.join(KINDS)}")
+    return KINDS[kind]
 
 
-def files(tokens: int, width: int, data: bytes, base: Base, learned: str, model: Mapping[str, Any]) -> dict[str, bytes]:
+def files(
+    depth: Depth, tokens: int, width: int, data: bytes, base: Base, learned: str, model: Mapping[str, Any]
+) -> dict[str, bytes]:
     """The files of `FOLDER`, from the float32 bytes of (tokens, width); `model` is a checkpoint's config.
 
-    `learned` says in a few words what the prompt was learned on.
-
-    No path of any machine is in them: PEFT is told where the base is by whoever loads it.
+    `learned` says in a few words what the prompt was learned on. No path of any machine is in them: PEFT is told where
+    the base is by whoever loads it.
     """
     text = model.get("text_config") if isinstance(model.get("text_config"), dict) else model
     assert isinstance(text, Mapping)
+    heads = Heads.of(model)
     config = {
         "base_model_name_or_path": "",
         "inference_mode": True,
         "num_attention_heads": text.get("num_attention_heads") or text.get("n_head"),
-        "num_layers": text.get("num_hidden_layers") or text.get("n_layer"),
+        "num_layers": heads.layers,
         "num_transformer_submodules": 1,
         "num_virtual_tokens": tokens,
-        "peft_type": "PROMPT_TUNING",
-        "prompt_tuning_init": "RANDOM",
+        "peft_type": next(kind for kind, stands in KINDS.items() if stands == depth),
         "task_type": "CAUSAL_LM",
         "token_dim": width,
     }
+    if depth == "all":
+        config |= {
+            "num_attention_heads": heads.count,
+            "token_dim": heads.count * heads.width,
+            "prefix_projection": False,
+        }
+    else:
+        config["prompt_tuning_init"] = "RANDOM"
     head, _ = encode_header(
         [TensorSpec(TENSOR, "F32", (tokens, width))], {"format": "pt", **base.told(), "learned": learned}
     )
-    tensor = head + data
-    return {
-        f"{FOLDER}/{CONFIG}": (json.dumps(config, indent=2) + "\n").encode(),
-        f"{FOLDER}/{WEIGHTS}": tensor,
-        f"{FOLDER}/{EMBEDS}": tensor,
+    made = {
+        f"{FOLDER}/{CONFIG}": (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+        f"{FOLDER}/{WEIGHTS}": head + data,
     }
+    if depth == "input":
+        made[f"{FOLDER}/{EMBEDS}"] = head + data
+    return made

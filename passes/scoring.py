@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from rewright.passes.loading import Assembly
+    from rewright.passes.models.prompted import Front
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Scorer:
     """A model ready to score: `model` maps token rows to logits, `ends` are the tokens that end a text.
 
     With an `assembly` the model's decoder layers are in memory one at a time, and `model` itself cannot be called.
-    `prompt` (tokens, width) stands in front of every window; the `positions` are those that it leaves.
+    `prompt` stands in front of every window; the `positions` are those that it leaves.
     """
 
     model: Any
@@ -46,7 +47,7 @@ class Scorer:
     ends: frozenset[int]
     device: torch.device
     assembly: Assembly | None = None
-    prompt: torch.Tensor | None = None
+    prompt: Front | None = None
 
 
 def open_scorer(
@@ -88,13 +89,19 @@ def open_scorer(
         positions = None if positions is None else positions - len(learned)
         if positions is not None and positions < 2:
             raise InputError(f"the prompt of {len(learned)} tokens leaves no position for text")
+        if by_layer and learned.depth == "all":
+            raise InputError(
+                "keys and values in front of every layer cannot be used layer by layer",
+                hint="leave out `--by-layer`, or the prompt with `--no-prompt`",
+            )
         model = model if by_layer else Prompted(model, learned)
     return Scorer(model, tokenizer, rows, positions, _ends(source, tokenizer), place, assembly, learned)
 
 
-def _learned(source: Checkpoint, model: Any, prompt: bool | Path) -> torch.Tensor | None:
+def _learned(source: Checkpoint, model: Any, prompt: bool | Path) -> Front | None:
     """The prompt to put in front of everything. Raises InputError for one that the model cannot read."""
     from rewright.passes import soft_prompt
+    from rewright.passes.models.prompted import Front
 
     if prompt is False:
         return None
@@ -102,13 +109,15 @@ def _learned(source: Checkpoint, model: Any, prompt: bool | Path) -> torch.Tenso
     if adapter is None:
         return None
     rows, width = model.get_input_embeddings().weight.shape
-    if adapter.width != width or (adapter.base is not None and adapter.base.rows != rows):
-        made = adapter.base.rows if adapter.base else "?"
+    wide = soft_prompt.width_of(adapter.depth, width, source.config or {})
+    if adapter.width != wide or (adapter.base is not None and adapter.base.rows != rows):
+        made = adapter.base.rows if adapter.base else "any number of"
         raise InputError(
-            f"the prompt `{adapter.source.path}` is for an embedding of {made} x {adapter.width}, not {rows} x {width}",
+            f"the prompt `{adapter.source.path}` is {adapter.width} wide, for {made} rows of embedding; "
+            f"`{source.path}` takes {wide} and has {rows}",
             hint="leave it out with `--no-prompt`, or attach one that fits with `rewright prompt`",
         )
-    return soft_prompt.load(adapter).to(model.device if model.device.type != "meta" else "cpu")
+    return Front(soft_prompt.load(adapter), adapter.depth).to("cpu" if model.device.type == "meta" else model.device)
 
 
 def _quantised(source: Checkpoint) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewright.formats import peft
 from rewright.formats.checkpoint import Checkpoint
-from rewright.formats.peft import Adapter, Base
+from rewright.formats.peft import Adapter, Base, Depth, Heads
 from rewright.passes.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,15 +43,19 @@ def base_of(source: Checkpoint) -> Base:
     return Base(width, rows, digest.hexdigest())
 
 
-def check(adapter: Adapter, base: Base, where: str) -> list[str]:
+def width_of(depth: Depth, width: int, config: Mapping[str, Any]) -> int:
+    """Numbers of a prompt's token for a model whose embedding is so wide."""
+    return Heads.of(config).numbers if depth == "all" else width
+
+
+def check(adapter: Adapter, base: Base, source: Checkpoint) -> list[str]:
     """Ways in which a checkpoint is not the base that a prompt was learned on, as far as the prompt's file tells.
 
     Raises InputError for another width, with which nothing can be done.
     """
-    if adapter.width != base.width:
-        raise InputError(
-            f"the prompt `{adapter.source.path}` is {adapter.width} wide, the embedding of `{where}` {base.width}"
-        )
+    where = source.path
+    if adapter.width != (width := width_of(adapter.depth, base.width, source.config or {})):
+        raise InputError(f"the prompt `{adapter.source.path}` is {adapter.width} wide, and `{where}` takes {width}")
     found = adapter.base
     if found is None:
         return []
@@ -78,9 +82,9 @@ def attached(source: Checkpoint) -> Adapter | None:
     return None if path is None else peft.read_adapter(path)
 
 
-def files(prompt: torch.Tensor, base: Base, learned: str, config: Mapping[str, Any]) -> dict[str, bytes]:
+def files(prompt: torch.Tensor, depth: Depth, base: Base, learned: str, config: Mapping[str, Any]) -> dict[str, bytes]:
     """The files that attach a prompt (tokens, width) to a checkpoint."""
     import torch
 
     data = prompt.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
-    return peft.files(prompt.shape[0], prompt.shape[1], data, base, learned, config)
+    return peft.files(depth, prompt.shape[0], prompt.shape[1], data, base, learned, config)

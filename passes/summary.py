@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError
 from rewright.formats.packing import parse
-from rewright.formats.peft import attached, read_adapter
+from rewright.formats.peft import Heads, attached, read_adapter
 from rewright.formats.provenance import STAMP, read_stamp
 from rewright.formats.strict import read_json
 from rewright.passes.kinds import KINDS, LAYER_KINDS, kind_of
@@ -183,20 +183,9 @@ def _prompt(source: Checkpoint) -> dict[str, Any] | None:
         "tokens": adapter.tokens,
         "width": adapter.width,
         "learned": adapter.learned,
-        "cache_bytes_16_bit": 2 * 2 * adapter.tokens * _cached_per_token(source.config or {}),
+        "depth": adapter.depth,
+        "cache_bytes_16_bit": 2 * adapter.tokens * Heads.of(source.config or {}).numbers,
     }
-
-
-def _cached_per_token(config: Mapping[str, Any]) -> int:
-    """Numbers of keys, or of values, that a token leaves in the cache over all layers."""
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    assert isinstance(text, Mapping)
-    layers, heads, width = (
-        text.get(new) or text.get(old) or 0
-        for new, old in (("num_hidden_layers", "n_layer"), ("num_attention_heads", "n_head"), ("hidden_size", "n_embd"))
-    )
-    own = text.get("num_key_value_heads") or heads
-    return int(layers * own * (text.get("head_dim") or width // max(1, heads)))
 
 
 def _schemes(source: Checkpoint) -> Iterator[tuple[int, int | None, bool, int | None]]:

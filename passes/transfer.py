@@ -37,7 +37,7 @@ def grid(
     bases = {name: soft_prompt.base_of(source) for name, source in opened.items()}
     for row, adapter in prompts.items():
         for name, base in bases.items():
-            for difference in soft_prompt.check(adapter, base, name):
+            for difference in soft_prompt.check(adapter, base, opened[name]):
                 raise InputError(f"the prompt of `{row}` cannot be used on `{name}`: {difference}")
     most = max(adapter.tokens for adapter in prompts.values())
     limits = [positions - most for source in opened.values() if (positions := positions_of(source.config or {}))]

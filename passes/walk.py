@@ -19,7 +19,7 @@ from rewright.passes.finite import all_finite
 from rewright.passes.layer import Layer, Part, Stopped, Stream
 from rewright.passes.loading import Assembly
 from rewright.passes.machine import give_back
-from rewright.passes.models.prompted import before
+from rewright.passes.models.prompted import Front
 from rewright.passes.world import World
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -34,7 +34,7 @@ class Walk:
     `tokens` (rows, length) int64. The compressed stream carries every row, the dense one those from `dense_from`
     on (None: none). Rows from `samples` on are held out. A `resident` walk has the whole model in memory. Without
     `through` rows that no dense ones stand beside go no further than into the last layer. Of several processes in a
-    `world` each carries some runs of rows. A `prompt` (tokens, width) stands in front of every row, and its hidden
+    `world` each carries some runs of rows. A `prompt` of embeddings stands in front of every row, and its hidden
     states before the row's. Raises InputError for what the checkpoint lacks, BoundError when a layer's output is not
     finite.
     """
@@ -50,7 +50,7 @@ class Walk:
         resident: bool = False,
         through: bool = True,
         world: World | None = None,
-        prompt: torch.Tensor | None = None,
+        prompt: Front | None = None,
     ) -> None:
         self.assembly, self.prompt = assembly, prompt
         self.world = world or World()
@@ -179,7 +179,7 @@ class Walk:
                 tokens = self.tokens[rows].to(self.assembly.device)
                 given = {"input_ids": tokens}
                 if self.prompt is not None:
-                    given = {"inputs_embeds": before(self.prompt, self.assembly.model, tokens)}
+                    given = {"inputs_embeds": self.prompt.before(self.assembly.model, tokens)}
                 self.assembly.model.base_model(**given, use_cache=False)
         except Stopped:
             pass

@@ -18,7 +18,12 @@ def new_cache(model: Any) -> dict[str, Any]:
     """An empty key-value cache, under the name that this transformers wants it by."""
     from transformers import DynamicCache
 
-    return {"cache" if "cache" in takes(model) else "past_key_values": DynamicCache(config=model.config)}
+    return {cache_name(model): DynamicCache(config=model.config)}
+
+
+def cache_name(model: Any) -> str:
+    """What this transformers calls the cache that a model's forward is given."""
+    return "cache" if "cache" in takes(model) else "past_key_values"
 
 
 def last_only(model: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rewright.passes.chunks import merged
 from rewright.passes.context import Context
 from rewright.passes.errors import BoundError
 from rewright.passes.models.families import family_of
-from rewright.passes.models.prompted import final_states
+from rewright.passes.models.prompted import Front, final_states
 from rewright.passes.prompt.data import Data
 from rewright.passes.prompt.spec import PromptOptions
 from rewright.passes.prompt.teacher import Teacher
@@ -43,17 +43,23 @@ class Learner:
         self, context: Context, options: PromptOptions, model: Any, data: Data, teacher: Teacher | None
     ) -> None:
         self.context, self.options, self.model, self.data, self.teacher = context, options, model, data, teacher
-        self.head = model.get_output_embeddings().weight
+        self.head, self.depth = model.get_output_embeddings().weight, options.depth
         self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
-    def train(self, start: torch.Tensor, rate: float) -> Training:
-        """Take the steps that are left, from `start` or from what an earlier run left; `rate` is the peak one."""
+    def train(self, start: Front, columns: Mapping[str, tuple[slice, float]]) -> Training:
+        """Take the steps that are left, from `start` or from what an earlier run left.
+
+        `columns` are the parts of the prompt and their scales, which the learning rate is in units of.
+        """
+        self.depth = start.depth
         options, world = self.options, self.context.world
         path = self.context.common / STATE
         training = Training.resume(NAME, path, options.steps, self.context.device)
         if training is None:
-            begun = {NAME: start.to(self.context.device)}
-            training = Training.begin(NAME, path, options.steps, begun, {NAME: rate}, {"best": begun[NAME]})
+            held = start.tensor.to(self.context.device)
+            begun = {name: held[:, place] for name, (place, _) in columns.items()}
+            rates = {name: options.learning_rate * scale for name, (_, scale) in columns.items()}
+            training = Training.begin(NAME, path, options.steps, begun, rates, {"best": held})
         # none writes a state before all have read it
         world.meet()
         training.keeps, training.warm_up, training.clip = world.leads, options.warmup, CLIP
@@ -80,9 +86,10 @@ class Learner:
     def _look(self, training: Training, taken: int) -> None:
         """Score the prompt as it stands on the validation text, and keep it if it is the best so far."""
         looks = training.notes["looks"]
-        found = self.perplexity(training.parameters[NAME].detach())
+        front = self._front(training)
+        found = self.perplexity(front)
         if not looks or found < min(look[1] for look in looks):
-            training.constants["best"] = training.parameters[NAME].detach().clone()
+            training.constants["best"] = front.tensor.detach().clone()
         looks.append([taken, found])
         self.context.reporter.event("look", step=taken, perplexity=found)
         training.keep()
@@ -95,26 +102,28 @@ class Learner:
 
     def _gradients(self, training: Training, step: int) -> tuple[float, Mapping[str, torch.Tensor]]:
         """The mean loss a token of a step's windows, and its gradient; the same for any number of processes."""
-        prompt, world = training.parameters[NAME], self.context.world
+        world, parts = self.context.world, list(training.parameters.values())
+        sizes, before = [part.numel() for part in parts], len(parts[0])
         places = shuffled(len(self.data.train), self.options.batch_size, step, self.context.seed).tolist()
         found = [self.data.train[place] for place in places]
         total = sum(window.scored for window in found)
-        every = units([len(window.tokens) for window in found], len(prompt))
-        costs = [float(len(unit) * (len(prompt) + len(found[unit[-1]].tokens))) for unit in every]
-        own = OrderedSum(lambda: torch.zeros(prompt.numel() + 1, device=prompt.device))
+        every = units([len(window.tokens) for window in found], before)
+        costs = [float(len(unit) * (before + len(found[unit[-1]].tokens))) for unit in every]
+        own = OrderedSum(lambda: torch.zeros(1 + sum(sizes), device=self.context.device))
         for number in world.share(costs):
             unit = every[number]
-            loss = self._loss(prompt, [places[at] for at in unit], [found[at] for at in unit], 1 / total)
-            (gradient,) = torch.autograd.grad(loss, [prompt])
-            term = own.term(number)
-            term[0] = loss.detach()
-            term[1:] = gradient.reshape(-1)
+            loss = self._loss(self._front(training), [places[at] for at in unit], [found[at] for at in unit], 1 / total)
+            gradients = torch.autograd.grad(loss, parts)
+            torch.cat([loss.detach().view(1), *(part.reshape(-1) for part in gradients)], out=own.term(number))
         summed = world.add_up(own, [merged(share) for share in world.shares(costs)])
-        return float(summed[0]), {NAME: summed[1:].view_as(prompt)}
+        shares = zip(training.parameters, torch.split(summed[1:], sizes), parts, strict=True)
+        return float(summed[0]), {name: share.view_as(part) for name, share, part in shares}
 
-    def _loss(
-        self, prompt: torch.Tensor, places: Sequence[int], found: Sequence[Window], weight: float
-    ) -> torch.Tensor:
+    def _front(self, training: Training) -> Front:
+        """The prompt as it stands."""
+        return Front(torch.cat(list(training.parameters.values()), dim=1), self.depth)
+
+    def _loss(self, prompt: Front, places: Sequence[int], found: Sequence[Window], weight: float) -> torch.Tensor:
         """The loss of some windows, each target of weight `weight`."""
         states, targets = self._states(prompt, found)
         each = torch.full((len(targets),), weight, device=states.device)
@@ -132,7 +141,7 @@ class Learner:
             total = total + share[1] * linear_kl(states, self.head, ids, logs, whole, each, softcap=self.softcap).total
         return total
 
-    def _states(self, prompt: torch.Tensor | None, found: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _states(self, prompt: Front | None, found: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
         """What stands before the head ahead of every target (targets, width), and the targets."""
         tokens = padded(found).to(self.context.device)
         states = final_states(self.model, prompt, tokens)
@@ -141,7 +150,7 @@ class Learner:
         rows, ends = rows.to(tokens.device), ends.to(tokens.device)
         return states[rows, ends - 1], tokens[rows, ends]
 
-    def perplexity(self, prompt: torch.Tensor | None) -> float:
+    def perplexity(self, prompt: Front | None) -> float:
         """Of the validation text, by the protocol of `rewright eval`. Raises BoundError when it is not finite."""
         found, world = self.data.validation, self.context.world
         before = 0 if prompt is None else len(prompt)

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from rewright.formats.draft import Draft
 from rewright.formats.peft import Base
 from rewright.passes import svg
 from rewright.passes.context import Context
+from rewright.passes.models.prompted import Front
 from rewright.passes.prompt.spec import PromptOptions
 from rewright.passes.spec import Metrics, to_plain
 
@@ -39,7 +38,7 @@ class Found:
 
 
 def put(
-    context: Context, draft: Draft, options: PromptOptions, prompt: torch.Tensor, base: Base, found: Found | None
+    context: Context, draft: Draft, options: PromptOptions, prompt: Front, base: Base, found: Found | None
 ) -> Metrics:
     """Write the report into a draft; returns the pass's metrics."""
     metrics: Metrics = {"tokens": len(prompt)}
@@ -48,8 +47,9 @@ def put(
         "base": {"width": base.width, "rows": base.rows, "embedding": base.checksum},
         "prompt": {
             "tokens": len(prompt),
-            "bytes": prompt.numel() * 4,
-            "root_mean_square": float(prompt.square().mean().sqrt()),
+            "depth": prompt.depth,
+            "bytes": prompt.tensor.numel() * 4,
+            "root_mean_square": float(prompt.tensor.square().mean().sqrt()),
         },
     }
     if found is not None:

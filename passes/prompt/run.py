@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft
+from rewright.formats.peft import Base
 from rewright.passes import soft_prompt
 from rewright.passes.context import Context
 from rewright.passes.errors import InputError
 from rewright.passes.loading import load, load_tokenizer, stored_dtype
 from rewright.passes.machine import compute_dtype
+from rewright.passes.models.prompted import Front
 from rewright.passes.prompt import report, start
 from rewright.passes.prompt.data import Data, gather
 from rewright.passes.prompt.learn import Learner
@@ -29,18 +28,16 @@ def run(context: Context, options: PromptOptions, source: Checkpoint, draft: Dra
     if options.steps:
         prompt, found = _learned(context, options, source, base)
     else:
-        prompt, found = start.learned(context, options, base, str(source.path)), None
+        prompt, found = start.learned(context, options, base, source), None
     draft.link_weights(source)
     carry(context, source, draft)
     learned = _told(options)
-    for name, data in soft_prompt.files(prompt, base, learned, source.config or {}).items():
+    for name, data in soft_prompt.files(prompt.tensor, prompt.depth, base, learned, source.config or {}).items():
         draft.put(name, data)
     return report.put(context, draft, options, prompt, base, found)
 
 
-def _learned(
-    context: Context, options: PromptOptions, source: Checkpoint, base: Any
-) -> tuple[torch.Tensor, report.Found]:
+def _learned(context: Context, options: PromptOptions, source: Checkpoint, base: Base) -> tuple[Front, report.Found]:
     teacher_path: Path | None = None
     if options.distills:
         teacher_path = options.teacher.checkpoint if options.teacher else context.origin.path
@@ -58,11 +55,11 @@ def _learned(
         teacher.ask(context, teacher_path, str(context.device), context.dtype, base.rows)
     dtype = compute_dtype(context.dtype, context.device, stored_dtype(source))
     model, _ = load(source, dtype, context.device, packed=True)
-    table = model.get_input_embeddings().weight
-    begun = start.begin(context, options, base, str(source.path), table, tokenizer, data)
-    learner = Learner(context, options, model, data, teacher)
-    training = learner.train(begun, options.learning_rate * start.scale_of(table))
-    return training.constants["best"], report.Found(training.losses, training.notes, data.facts)
+    begun = start.begin(context, options, base, source, model, tokenizer, data)
+    columns = start.columns(begun, model, model.get_input_embeddings().weight)
+    training = Learner(context, options, model, data, teacher).train(begun, columns)
+    found = report.Found(training.losses, training.notes, data.facts)
+    return Front(training.constants["best"], begun.depth), found
 
 
 def _told(options: PromptOptions) -> str:
@@ -70,4 +67,5 @@ def _told(options: PromptOptions) -> str:
     if not options.steps:
         return f"taken from {Path(options.init.word).name}"
     names = ", ".join(path.name for path in options.text)
-    return f"{names}, {options.steps} steps of {options.loss}"
+    where = ", keys and values" if options.depth == "all" else ""
+    return f"{names}, {options.steps} steps of {options.loss}{where}"

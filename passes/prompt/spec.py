@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from rewright.formats import packing
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.packing import Packing
+from rewright.formats.peft import Heads
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.models.families import FAMILIES, family_of
 from rewright.passes.prompt.units import UNIT_TOKENS, positions_of
@@ -31,6 +32,10 @@ class PromptOptions:
     tokens: Annotated[
         int | None, Opt(f"tokens of the prompt; by default {TOKENS}, or as many as `--init` has", min=1, max=65536)
     ] = None
+    depth: Annotated[
+        Literal["input", "all"],
+        Opt("`input`: embeddings before the first layer; `all`: keys and values in every layer, as prefix tuning"),
+    ] = "input"
     steps: Annotated[int, Opt("steps of Adam; 0 attaches what `--init` has as it is", min=0)] = 1000
     learning_rate: Annotated[float, Opt("at its peak, for embeddings of root mean square 1", min=0)] = 0.3
     batch_size: Annotated[int, Opt("windows of text a step", min=1)] = 8
@@ -38,11 +43,11 @@ class PromptOptions:
     init: Annotated[
         PromptStart,
         Opt(
-            "`vocab`: tokens drawn from the text; `text`; `random`; or a learned prompt",
+            "begin as `text` that is learned from, its `vocab` in no order, `random`, or a learned prompt",
             metavar="vocab|text|random|FILE",
         ),
-    ] = PromptStart("vocab")
-    init_text: Annotated[str | None, Opt("what `--init text` begins as, repeated to the prompt's length")] = None
+    ] = PromptStart("text")
+    init_text: Annotated[str | None, Opt("begin as this text, repeated to the prompt's length", metavar="TEXT")] = None
     loss: Annotated[
         Literal["next-token", "distill", "mix"],
         Opt("`next-token` of the text, `distill` of what a teacher predicts, or half of each"),
@@ -68,10 +73,12 @@ class PromptOptions:
             raise UsageError("`--steps 0` attaches a prompt that is there", hint="give it as `--init FILE`")
         if self.init_text is not None and self.init.word != "text":
             raise UsageError("`--init-text` goes with `--init text`")
-        if self.init.word == "text" and not self.init_text:
-            raise UsageError("`--init text` needs the text", hint='give `--init-text "..."`')
+        if self.init_text == "":
+            raise UsageError("`--init-text` is empty")
         if self.teacher is not None and self.loss == "next-token":
             raise UsageError("`--teacher` counts for nothing with `--loss next-token`", hint="add `--loss distill`")
+        if not self.steps and self.depth == "all":
+            raise UsageError("`--depth` is that of the prompt with `--steps 0`", hint="leave it out")
         if self.steps and self.learning_rate == 0:
             raise UsageError("`--learning-rate 0` learns nothing", hint="use `--steps 0` to attach a prompt as it is")
 
@@ -105,6 +112,13 @@ def tokens_of(options: PromptOptions) -> int:
     return held
 
 
+def slides(config: Mapping[str, Any]) -> bool:
+    """Whether some layers see a window of what is before them, out of which a prompt would move."""
+    text = config.get("text_config") or config
+    window = text.get("sliding_window") if text.get("use_sliding_window", True) else None
+    return window is not None or any(kind != "full_attention" for kind in text.get("layer_types") or ())
+
+
 def check(options: PromptOptions, layout: Layout) -> None:
     """Refuse what headers tell: a prompt and text past the positions, a teacher with another vocabulary."""
     tokens, positions = tokens_of(options), positions_of(layout.config)
@@ -116,6 +130,8 @@ def check(options: PromptOptions, layout: Layout) -> None:
         )
     if positions is not None and tokens >= positions:
         raise UsageError(f"{tokens} tokens of prompt leave no room for text in the model's {positions} positions")
+    if options.depth == "all" and slides(layout.config):
+        raise UsageError("`--depth all` does not work with sliding windows of attention", hint="use `--depth input`")
     if options.teacher is not None:
         rows, theirs = table(layout)[0], table(Layout.of(Checkpoint.open(options.teacher.checkpoint)))[0]
         if rows != theirs:
@@ -140,7 +156,8 @@ def _weights(name: str, shape: tuple[int, ...], stated: Packing | None) -> int:
 def _estimate(options: PromptOptions, layout: Layout) -> Estimate:
     check(options, layout)
     tokens, (rows, width) = tokens_of(options), table(layout)
-    made = 3 * 4 * tokens * width
+    numbers = Heads.of(layout.config).numbers if options.depth == "all" else width
+    made = 2 * 4 * tokens * numbers
     text: Mapping[str, Any] = layout.config.get("text_config") or layout.config
     layers = int(text.get("num_hidden_layers") or text.get("n_layer") or 1)
     head = rows * width
@@ -167,7 +184,7 @@ def _estimate(options: PromptOptions, layout: Layout) -> Estimate:
         bytes_moved=0,
         details={
             "tokens": tokens,
-            "prompt_bytes": 4 * tokens * width,
+            "prompt_bytes": 4 * tokens * numbers,
             "cache_entries_a_request": tokens,
             "parts": parts if options.steps else [],
         },

@@ -6,42 +6,59 @@ from typing import Any
 
 import torch
 
-from rewright.formats.peft import Base, read_adapter
+from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.peft import Base, Heads, read_adapter
 from rewright.passes import calibration, soft_prompt
 from rewright.passes.context import Context
 from rewright.passes.errors import InputError
+from rewright.passes.models.prompted import Front, keys_and_values
 from rewright.passes.prompt.data import Data
 from rewright.passes.prompt.spec import PromptOptions, tokens_of
 
 
 def begin(
-    context: Context, options: PromptOptions, base: Base, where: str, table: torch.Tensor, tokenizer: Any, data: Data
-) -> torch.Tensor:
-    """The prompt (tokens, width) float32 of step 0, from the embedding `table` (rows, width). Raises InputError."""
+    context: Context, options: PromptOptions, base: Base, source: Checkpoint, model: Any, tokenizer: Any, data: Data
+) -> Front:
+    """The prompt of step 0, float32. Raises InputError.
+
+    Keys and values for every layer begin as what the model makes of embeddings.
+    """
     if options.init.file is not None:
-        return learned(context, options, base, where)
+        found = learned(context, options, base, source)
+        if found.depth == "all" and options.depth == "input":
+            raise InputError(f"`{options.init}` has keys and values for every layer", hint="use `--depth all`")
+    else:
+        found = Front(_embeddings(context, options, base, model.get_input_embeddings().weight, tokenizer, data))
+    if options.depth == "all" and found.depth == "input":
+        return Front(keys_and_values(model, found.tensor), "all")
+    return found
+
+
+def _embeddings(
+    context: Context, options: PromptOptions, base: Base, table: torch.Tensor, tokenizer: Any, data: Data
+) -> torch.Tensor:
+    """(tokens, width) float32."""
     count = tokens_of(options)
     draws = torch.Generator().manual_seed(context.seed)
     if options.init.word == "random":
         return torch.randn(count, base.width, generator=draws) * scale_of(table)
-    if options.init.word == "text":
-        assert options.init_text is not None
+    # what the text has, in the order that it has it in or in none
+    ids = [token for window in data.train for token in window.tokens]
+    if options.init_text is not None:
         ids = calibration.encode(tokenizer, options.init_text, base.rows)
         if not ids:
             raise InputError("`--init-text` has no token")
-        ids = (ids * (count // len(ids) + 1))[:count]
-    else:
-        # tokens as often as the text has them, which the model knows well
-        seen = torch.tensor([token for window in data.train for token in window.tokens[-window.scored :]])
-        ids = seen[torch.randint(len(seen), (count,), generator=draws)].tolist()
+    if options.init.word == "vocab":
+        ids = [ids[place] for place in torch.randint(len(ids), (count,), generator=draws).tolist()]
+    ids = (ids * (count // len(ids) + 1))[:count]
     return table[torch.tensor(ids, device=table.device)].float().cpu()
 
 
-def learned(context: Context, options: PromptOptions, base: Base, where: str) -> torch.Tensor:
+def learned(context: Context, options: PromptOptions, base: Base, source: Checkpoint) -> Front:
     """The prompt of `--init FILE`. Raises InputError when it was learned on another model, and that is not allowed."""
     assert options.init.file is not None
     adapter = read_adapter(options.init.file)
-    for difference in soft_prompt.check(adapter, base, where):
+    for difference in soft_prompt.check(adapter, base, source):
         if not options.any_base:
             raise InputError(
                 f"the prompt `{options.init}` was learned on another model: {difference}",
@@ -50,7 +67,20 @@ def learned(context: Context, options: PromptOptions, base: Base, where: str) ->
         context.reporter.warn(f"the prompt `{options.init}` was learned on another model: {difference}")
     if adapter.base is None:
         context.reporter.warn(f"`{options.init}` does not say what it was learned on: only its width was compared")
-    return soft_prompt.load(adapter)
+    return Front(soft_prompt.load(adapter), adapter.depth)
+
+
+def columns(front: Front, model: Any, table: torch.Tensor) -> dict[str, tuple[slice, float]]:
+    """The parts of a prompt that learn at a rate of their own: columns, and their scale, a root mean square."""
+    if front.depth == "input":
+        return {"prompt": (slice(0, front.tensor.shape[1]), scale_of(table))}
+    heads = Heads.of(model.config.to_dict())
+    width, found = heads.count * heads.width, {}
+    for part in range(2 * heads.layers):
+        place = slice(part * width, (part + 1) * width)
+        kind = "values" if part % 2 else "keys"
+        found[f"layer {part // 2} {kind}"] = (place, scale_of(front.tensor[:, place]))
+    return found
 
 
 def scale_of(table: torch.Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.bench import admm_step as admm_step_bench
 from tests.bench import bitmask as bitmask_bench
 from tests.bench import clip_search as clip_search_bench
 from tests.bench import descend as descend_bench
-from tests.bench import harness
+from tests.bench import harness, head_memory, linear_cross_entropy, linear_kl
 from tests.bench import select as select_bench
 from tests.kernels.conform import wanted
 
@@ -55,6 +56,27 @@ def test_the_peers_of_the_bitmask_form_compute_the_same() -> None:
     packed = pack_bitmask(codes, 32, 16)
     assert all(torch.equal(*both) for both in zip(bitmask_bench.gathered(codes, 32), packed, strict=True))
     assert torch.equal(bitmask_bench.spread(*packed), codes)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_the_peers_of_the_losses_compute_the_same(softcap: float | None) -> None:
+    hidden, weight = linear_cross_entropy.head(9, 5, 16411, "cpu")
+    targets = torch.arange(9)
+    for mine, theirs in (
+        linear_cross_entropy.pair(targets, softcap),
+        linear_kl.pair(*linear_kl.likeliest(9, 16411, "cpu"), softcap),
+    ):
+        assert torch.allclose(mine(hidden, weight), theirs(hidden, weight), rtol=1e-5)
+        ours, other = (torch.autograd.grad(loss(hidden, weight), hidden)[0] for loss in (mine, theirs))
+        assert torch.allclose(ours, other, atol=1e-5)
+
+
+def test_a_loss_takes_less_memory_than_all_logits(capsys: pytest.CaptureFixture[str]) -> None:
+    head_memory.main(["--tokens=1024", "--width=8", "--vocabulary=16384", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    # torch holds three of them, the op those of 256 tokens; a process has some memory of its own
+    assert report["bytes"]["plain"] > 2 * report["logits"]
+    assert report["bytes"]["fused"] < report["logits"] / 2
 
 
 @pytest.mark.parametrize("op", ["cross_update", "select", "bitmask"])

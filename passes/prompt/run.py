@@ -9,8 +9,7 @@ from rewright.formats.draft import Draft
 from rewright.formats.peft import Base
 from rewright.passes import soft_prompt
 from rewright.passes.context import Context
-from rewright.passes.errors import InputError
-from rewright.passes.loading import load, load_tokenizer, stored_dtype
+from rewright.passes.loading import load, stored_dtype
 from rewright.passes.machine import compute_dtype
 from rewright.passes.models.prompted import Front
 from rewright.passes.prompt import report, start
@@ -27,8 +26,10 @@ def run(context: Context, options: PromptOptions, source: Checkpoint, draft: Dra
     base = soft_prompt.base_of(source)
     if options.steps:
         prompt, found = _learned(context, options, source, base)
-    else:
+    elif options.init.file is not None:
         prompt, found = start.learned(context, options, base, source), None
+    else:
+        prompt, found = start.hard(options, source, base), None
     draft.link_weights(source)
     carry(context, source, draft)
     learned = _told(options)
@@ -42,12 +43,7 @@ def _learned(context: Context, options: PromptOptions, source: Checkpoint, base:
     if options.distills:
         teacher_path = options.teacher.checkpoint if options.teacher else context.origin.path
         check_teacher(source, teacher_path)
-    tokenizer = load_tokenizer(source)
-    if tokenizer is None:
-        raise InputError(
-            f"`{source.path}` has no tokenizer, and learning needs one",
-            hint="put its `tokenizer.json` beside the weights",
-        )
+    tokenizer = start.tokenizer_of(source)
     data: Data = gather(context, options, tokenizer, base.rows)
     teacher = None
     if teacher_path is not None:
@@ -65,7 +61,7 @@ def _learned(context: Context, options: PromptOptions, source: Checkpoint, base:
 def _told(options: PromptOptions) -> str:
     """What a prompt was learned on, without any path."""
     if not options.steps:
-        return f"taken from {Path(options.init.word).name}"
+        return f"taken from {Path(options.init.word).name}" if options.init.file else "words, as they are"
     names = ", ".join(path.name for path in options.text)
     where = ", keys and values" if options.depth == "all" else ""
     return f"{names}, {options.steps} steps of {options.loss}{where}"

@@ -36,7 +36,7 @@ class PromptOptions:
         Literal["input", "all"],
         Opt("`input`: embeddings before the first layer; `all`: keys and values in every layer, as prefix tuning"),
     ] = "input"
-    steps: Annotated[int, Opt("steps of Adam; 0 attaches what `--init` has as it is", min=0)] = 1000
+    steps: Annotated[int, Opt("steps of Adam; 0 attaches what the prompt begins as", min=0)] = 1000
     learning_rate: Annotated[float, Opt("at its peak, for embeddings of root mean square 1", min=0)] = 0.3
     batch_size: Annotated[int, Opt("windows of text a step", min=1)] = 8
     sequence_length: Annotated[int, Opt("tokens of text a window, the start token included", min=2)] = 256
@@ -69,8 +69,11 @@ class PromptOptions:
     def __post_init__(self) -> None:
         if self.steps and not self.text:
             raise UsageError("there is no text to learn from", hint="give `--text FILE`, or `--init FILE --steps 0`")
-        if not self.steps and self.init.file is None:
-            raise UsageError("`--steps 0` attaches a prompt that is there", hint="give it as `--init FILE`")
+        if not self.steps and self.init.file is None and self.init_text is None:
+            raise UsageError(
+                "`--steps 0` attaches a prompt that is there",
+                hint='give it as `--init FILE`, or words as `--init-text "..."`',
+            )
         if self.init_text is not None and self.init.word != "text":
             raise UsageError("`--init-text` goes with `--init text`")
         if self.init_text == "":

@@ -11,6 +11,7 @@ from rewright.formats.peft import Base, Heads, read_adapter
 from rewright.passes import calibration, soft_prompt
 from rewright.passes.context import Context
 from rewright.passes.errors import InputError
+from rewright.passes.loading import load_tokenizer
 from rewright.passes.models.prompted import Front, keys_and_values
 from rewright.passes.prompt.data import Data
 from rewright.passes.prompt.spec import PromptOptions, tokens_of
@@ -42,16 +43,44 @@ def _embeddings(
     draws = torch.Generator().manual_seed(context.seed)
     if options.init.word == "random":
         return torch.randn(count, base.width, generator=draws) * scale_of(table)
-    # what the text has, in the order that it has it in or in none
-    ids = [token for window in data.train for token in window.tokens]
     if options.init_text is not None:
-        ids = calibration.encode(tokenizer, options.init_text, base.rows)
-        if not ids:
-            raise InputError("`--init-text` has no token")
+        ids = words(options, tokenizer, base.rows)
+    else:
+        # what the text has, in the order that it has it in or in none
+        ids = [token for window in data.train for token in window.tokens]
     if options.init.word == "vocab":
         ids = [ids[place] for place in torch.randint(len(ids), (count,), generator=draws).tolist()]
     ids = (ids * (count // len(ids) + 1))[:count]
     return table[torch.tensor(ids, device=table.device)].float().cpu()
+
+
+def words(options: PromptOptions, tokenizer: Any, rows: int) -> list[int]:
+    """The tokens of `--init-text`. Raises InputError where there are none."""
+    assert options.init_text is not None
+    ids = calibration.encode(tokenizer, options.init_text, rows)
+    if not ids:
+        raise InputError("`--init-text` has no token")
+    return ids
+
+
+def hard(options: PromptOptions, source: Checkpoint, base: Base) -> Front:
+    """The embeddings of `--init-text`, as they are. Raises InputError."""
+    ids = words(options, tokenizer_of(source), base.rows)
+    count = options.tokens or len(ids)
+    name = soft_prompt.table_of(source)
+    rows = [source.read_rows(name, one, one + 1).float() for one in (ids * (count // len(ids) + 1))[:count]]
+    return Front(torch.cat(rows))
+
+
+def tokenizer_of(source: Checkpoint) -> Any:
+    """The source's tokenizer. Raises InputError where it has none."""
+    tokenizer = load_tokenizer(source)
+    if tokenizer is None:
+        raise InputError(
+            f"`{source.path}` has no tokenizer, and a prompt of text needs one",
+            hint="put its `tokenizer.json` beside the weights",
+        )
+    return tokenizer
 
 
 def learned(context: Context, options: PromptOptions, base: Base, source: Checkpoint) -> Front:

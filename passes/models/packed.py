@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from rewright.passes.models import int4pack
@@ -58,8 +61,31 @@ class PackedLinear(nn.Module):
         outputs = self.form.multiply(inputs.reshape(-1, self.in_features), self.bias, learns=learns)
         if outputs is not None:
             return outputs.view(*inputs.shape[:-1], self.out_features)
-        weight = self.form.decode(inputs.dtype, None if learns else self.scratch)
-        return functional.linear(inputs, weight, self.bias)
+        if learns:
+            learnt: torch.Tensor = _Decoded.apply(inputs, self.bias, self.form, self.scratch)  # type: ignore[no-untyped-call]  # torch's
+            return learnt
+        return functional.linear(inputs, self.form.decode(inputs.dtype, self.scratch), self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class _Decoded(torch.autograd.Function):
+    """A product by a matrix that is decoded for it, and again for its gradient, so that none is kept in between."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: torch.Tensor, bias: torch.Tensor | None, form: Form, scratch: Scratch
+    ) -> torch.Tensor:
+        ctx.form, ctx.scratch, ctx.dtype = form, scratch, inputs.dtype
+        return functional.linear(inputs, form.decode(inputs.dtype, scratch), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        found = bias = None
+        if ctx.needs_input_grad[0]:
+            found = gradient @ ctx.form.decode(ctx.dtype, ctx.scratch)
+        if ctx.needs_input_grad[1]:
+            bias = gradient.flatten(0, -2).sum(dim=0)
+        return found, bias, None, None

@@ -1,8 +1,9 @@
 """A step of `prompt` beside one of PEFT's prompt tuning.
 
-`python -m tests.bench.prompt_peft CHECKPOINT --out docs/results`, CHECKPOINT one that `compress` wrote. Both sides learn from the same windows in the same order, from the same start,
-by Adam at the same rate; PEFT on the model as plain transformers loads it, which is expanded. Each side is a process of
-its own, alternated, one thread. Memory is the growth of the peak over what the process held before it loaded the model.
+`python -m tests.bench.prompt_peft CHECKPOINT --out docs/results`, with a CHECKPOINT that `compress` wrote. Both sides
+learn from the same windows in the same order, from the same start, by Adam at the same rate; PEFT on the model as plain
+transformers loads it, which is expanded. Each side is a process of its own, alternated, one thread. Memory is growth
+of the peak over what the process held before it loaded the model.
 """
 
 from __future__ import annotations

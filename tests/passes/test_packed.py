@@ -363,3 +363,27 @@ def test_products_on_a_gpu_go_to_the_kernels(monkeypatch: pytest.MonkeyPatch) ->
                 continue
             torch.testing.assert_close(found.double(), wanted, rtol=2**-7, atol=2**-7 * float(wanted.abs().max()))
         assert form.multiply(torch.zeros(1, 128), bias, learns=False) is None
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_learning_through_a_packed_matrix_keeps_no_decoded_one(bits: int, tmp_path: Path) -> None:
+    """The gradient is that of the dense matrix, and what waits for it is smaller than the matrix."""
+    out = quantised(STORIES, tmp_path / "out", bits=bits)
+    found = []
+    kept: list[int] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    for packed in (True, False):
+        model, _ = load(out, torch.float32, packed=packed)
+        layer = model.model.layers[0].mlp.gate_proj
+        inputs = torch.linspace(-1, 1, 2 * layer.in_features).view(2, -1).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            outputs = layer(inputs)
+        found.append(torch.autograd.grad(outputs.square().sum(), inputs)[0])
+        if packed:
+            assert isinstance(layer, PackedLinear)
+            assert max(kept, default=0) < layer.in_features * layer.out_features
+    assert torch.equal(*found)

@@ -9,12 +9,12 @@ from typing import Any
 from rewright.passes import calibration
 from rewright.passes.context import Context
 from rewright.passes.errors import InputError
-from rewright.passes.prompt.spec import PromptOptions
+from rewright.passes.prompt.spec import VALIDATION, PromptOptions
 from rewright.passes.scoring import Window
 from rewright.passes.windows import windows
 
-# Documents kept for validation: so many, or this share of a smaller text.
-MOST, SHARE = 64, 0.1
+# Of a small text the share of documents that is kept for validation.
+SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,14 @@ def gather(context: Context, options: PromptOptions, tokenizer: Any, rows: int) 
     kept = _pieces(context, options.validation_text, length)
     order = list(calibration.spread(len(pieces), seed))
     if not options.validation_text:
-        count = min(MOST, max(1, int(SHARE * len(pieces))))
+        count = min(VALIDATION, max(1, int(SHARE * len(pieces))))
         if len(pieces) < 2:
             raise InputError(
                 "the text is one short document, and none is left to choose the best step on",
                 hint="give more text, or `--validation-text FILE`",
             )
         kept, order = [pieces[place] for place in order[:count]], order[count:]
-    validation = list(windows(tokenizer, rows, kept, length, first_only=True))[:MOST]
+    validation = list(windows(tokenizer, rows, kept, length, first_only=True))[:VALIDATION]
     train: list[Window] = []
     documents = tokens = 0
     for place in order:

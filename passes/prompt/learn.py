@@ -19,7 +19,7 @@ from rewright.passes.errors import BoundError
 from rewright.passes.models.families import family_of
 from rewright.passes.models.prompted import Front, final_states
 from rewright.passes.prompt.data import Data
-from rewright.passes.prompt.spec import PromptOptions
+from rewright.passes.prompt.spec import LOOKS, PromptOptions
 from rewright.passes.prompt.teacher import Teacher
 from rewright.passes.prompt.units import UNIT_TOKENS, units
 from rewright.passes.scoring import Window, padded
@@ -30,8 +30,6 @@ STATE = "prompt.safetensors"
 NAME = "prompt"
 # Gradients are scaled down to this norm, in units of the embedding's scale.
 CLIP = 1.0
-# How often the validation text is looked at in the course of a run.
-LOOKS = 20
 # Activations of a unit from which on they are computed twice.
 RECOMPUTED_BYTES = 2 << 30
 

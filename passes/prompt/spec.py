@@ -22,6 +22,8 @@ from rewright.passes.values import ModelPath, PromptStart
 TOKENS = 100
 # Of the teacher's predictions those of so many tokens are kept.
 TOP = 64
+# How often the validation text is looked at in the course of a run, and how many windows of it at most.
+LOOKS, VALIDATION = 20, 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,15 +167,24 @@ def _estimate(options: PromptOptions, layout: Layout) -> Estimate:
     layers = int(text.get("num_hidden_layers") or text.get("n_layer") or 1)
     head = rows * width
     inner = max(0, weights_in(layout) - 2 * head if head * 2 < weights_in(layout) else weights_in(layout) - head)
-    seen = options.steps * options.batch_size * (tokens + options.sequence_length)
-    own = options.steps * options.batch_size * options.sequence_length
-    # a product forward and one back, and of the head one more for its gradient
-    flops = 4 * (seen * inner + own * head)
-    parts = [{"step": "learn", "flops": flops, "bytes_moved": 0, "peak_bytes": 0}]
+    length = options.sequence_length
+    own = options.steps * options.batch_size * length
+    seen = options.steps * options.batch_size * (tokens + length)
+    # a product forward and one back, and of the head one more for its gradient; attention once and twice more back
+    flops = 4 * (seen * inner + own * head) + 12 * seen * (tokens + length) * width * layers
+    looked = (LOOKS + 2) * VALIDATION * (tokens + length)
+    looks = looked * (2 * (inner + head) + 4 * (tokens + length) * width * layers)
+    parts = [
+        {"step": "learn", "flops": flops, "bytes_moved": 0, "peak_bytes": 0},
+        {"step": "look at the validation text", "flops": looks, "bytes_moved": 0, "peak_bytes": 0},
+    ]
+    flops += looks
     if options.distills:
-        asked = 2 * own * (inner + head)
+        asked = own * (2 * (inner + head) + 4 * length * width * layers)
         parts.insert(0, {"step": "ask the teacher", "flops": asked, "bytes_moved": 0, "peak_bytes": 0})
         flops += asked
+    if not options.steps:
+        flops, parts = 0, []
     stored = sum(_bytes(*entry) for entry in layout.tensors.values())
     activations = UNIT_TOKENS * layers * 18 * width * 4
     logits = 3 * (1 << 24) * 4
@@ -189,7 +200,7 @@ def _estimate(options: PromptOptions, layout: Layout) -> Estimate:
             "tokens": tokens,
             "prompt_bytes": 4 * tokens * numbers,
             "cache_entries_a_request": tokens,
-            "parts": parts if options.steps else [],
+            "parts": parts,
         },
     )
 

@@ -111,8 +111,8 @@ def recovery(arms: dict[str, float]) -> float:
     return (compressed - prompted) / (compressed - dense)
 
 
-def page(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+def page(results: dict[str, Any], beside: dict[str, Any] | None) -> str:
+    """The results as Markdown; `beside` is what `tests.bench.prompt_peft` measured."""
     lines = [
         "# What a learned prompt wins back",
         "",
@@ -141,9 +141,34 @@ def page(results: dict[str, Any]) -> str:
                 share = f"{100 * recovery(arms):.1f} %"
                 lines.append(f"| {run['setting']} | {run['recipe']} | {cells} | {share} |")
             lines.append("")
+    if beside is not None:
+        lines += _beside(beside)
     facts = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     command = "Command: `python -m tests.bench.prompts MODEL --out docs/results`, with options as said of each model."
     return "\n".join([*lines, command, "", f"Machine: {facts}", ""])
+
+
+def _beside(found: dict[str, Any]) -> list[str]:
+    asked = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found["asked"].items())
+    rows = [
+        ("seconds of a step", "step", 1.0),
+        ("peak memory, MiB", "memory", 1 / 2**20),
+        ("perplexity", "perplexity", 1.0),
+    ]
+    lines = [
+        "## Beside PEFT's prompt tuning",
+        "",
+        f"On `{found['checkpoint']}`, {asked}; the same windows, start and optimiser. PEFT learns",
+        "on the model as plain transformers loads it, which is expanded. Seconds are of a processor; memory is over an",
+        "idle process; perplexity is of the validation text after the last step.",
+        "",
+        "| | Rewright | PEFT | ratio |",
+        "|---|---|---|---|",
+    ]
+    for name, key, unit in rows:
+        one, other = found["rewright"][key] * unit, found["peft"][key] * unit
+        lines.append(f"| {name} | {one:.4g} | {other:.4g} | {found['ratios'][key]:.3f} |")
+    return [*lines, "", "Command: `python -m tests.bench.prompt_peft CHECKPOINT --out docs/results`", ""]
 
 
 def picture(results: dict[str, Any]) -> str:
@@ -196,7 +221,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             (work / model.name).mkdir(exist_ok=True)
             _study(Study(model, work / model.name, texts, given), store)
     results = load(store)
-    (given.out / "prompt.md").write_text(page(results))
+    beside = given.out / "prompt-peft.json"
+    (given.out / "prompt.md").write_text(page(results, load(beside) if beside.exists() else None))
     (given.out / "prompt.svg").write_text(picture(results))
 
 

@@ -19,7 +19,7 @@ from rewright.passes.errors import BoundError
 from rewright.passes.models.families import family_of
 from rewright.passes.models.prompted import Front, final_states
 from rewright.passes.prompt.data import Data
-from rewright.passes.prompt.spec import LOOKS, PromptOptions
+from rewright.passes.prompt.spec import PromptOptions, pause
 from rewright.passes.prompt.teacher import Teacher
 from rewright.passes.prompt.units import UNIT_TOKENS, units
 from rewright.passes.scoring import Window, padded
@@ -61,7 +61,7 @@ class Learner:
         # none writes a state before all have read it
         world.meet()
         training.keeps, training.warm_up, training.clip = world.leads, options.warmup, CLIP
-        every = max(1, options.steps // LOOKS)
+        every = pause(options)
         looks: list[list[float]] = training.notes.setdefault("looks", [])
         training.notes.setdefault("before", self.perplexity(None))
         with self._recomputing(), self.context.reporter.progress("learn the prompt", options.steps) as bar:

@@ -22,7 +22,7 @@ from rewright.passes.values import ModelPath, PromptStart
 TOKENS = 100
 # Of the teacher's predictions those of so many tokens are kept.
 TOP = 64
-# How often the validation text is looked at in the course of a run, and how many windows of it at most.
+# How often the validation text is looked at in the course of a run at most, and how many windows of it.
 LOOKS, VALIDATION = 20, 64
 
 
@@ -91,6 +91,15 @@ class PromptOptions:
     def distills(self) -> bool:
         """Whether a teacher is asked."""
         return self.steps > 0 and self.loss != "next-token"
+
+
+def pause(options: PromptOptions) -> int:
+    """Steps from one look at the validation text to the next: looking takes about half of what learning takes at most.
+
+    A window that is learned from takes three times what one takes that is looked at.
+    """
+    afforded = 3 * options.steps * options.batch_size // (2 * VALIDATION)
+    return max(1, -(-options.steps // min(LOOKS, max(2, afforded))))
 
 
 def table(layout: Layout) -> tuple[int, int]:
@@ -172,7 +181,7 @@ def _estimate(options: PromptOptions, layout: Layout) -> Estimate:
     seen = options.steps * options.batch_size * (tokens + length)
     # a product forward and one back, and of the head one more for its gradient; attention once and twice more back
     flops = 4 * (seen * inner + own * head) + 12 * seen * (tokens + length) * width * layers
-    looked = (LOOKS + 2) * VALIDATION * (tokens + length)
+    looked = (2 + options.steps // pause(options)) * VALIDATION * (tokens + length)
     looks = looked * (2 * (inner + head) + 4 * (tokens + length) * width * layers)
     parts = [
         {"step": "learn", "flops": flops, "bytes_moved": 0, "peak_bytes": 0},

@@ -120,7 +120,7 @@ def _place(message: str, rest: Sequence[str] | None) -> str | None:
 def _pass_doc(spec: Spec) -> str:
     known = fields_of(spec.options)
     words = [f"--{item.flag} {item.choices[-1] if item.choices else metavar(item)}" for item in known if item.required]
-    words += ["--calibration-text text.txt"] if any(item.name == "calibration_text" for item in known) else []
+    words += [f"--{item.flag} text.txt" for item in known if item.name in ("calibration_text", "text")]
     example = " ".join(["rewright", spec.name, "model", "out", *words])
     return f"{spec.summary[:1].upper()}{spec.summary[1:]}.\n\nExample: {example}\n\nPaper: {spec.paper}"
 

@@ -28,7 +28,7 @@ from rewright.passes.training import Training, shuffled
 
 STATE = "prompt.safetensors"
 NAME = "prompt"
-# Gradients are scaled down to this norm, in units of the embedding's scale.
+# Gradients are scaled down to this norm, as the paper has it.
 CLIP = 1.0
 # Activations of a unit from which on they are computed twice.
 RECOMPUTED_BYTES = 2 << 30
@@ -57,18 +57,19 @@ class Learner:
             held = start.tensor.to(self.context.device)
             begun = {name: held[:, place] for name, (place, _) in columns.items()}
             rates = {name: options.learning_rate * scale for name, (_, scale) in columns.items()}
-            training = Training.begin(NAME, path, options.steps, begun, rates, {"best": held})
+            training = Training.begin(NAME, path, options.steps, begun, rates, {"best": held}, keeps=world.leads)
         # none writes a state before all have read it
         world.meet()
         training.keeps, training.warm_up, training.clip = world.leads, options.warmup, CLIP
         every = pause(options)
         looks: list[list[float]] = training.notes.setdefault("looks", [])
-        training.notes.setdefault("before", self.perplexity(None))
+        if "before" not in training.notes:
+            training.notes["before"] = self.perplexity(None)
         with self._recomputing(), self.context.reporter.progress("learn the prompt", options.steps) as bar:
             bar.advance(len(training.losses))
             while True:
                 taken = len(training.losses)
-                if not looks or looks[-1][0] != taken:
+                if (taken % every == 0 or taken == options.steps) and (not looks or looks[-1][0] != taken):
                     self._look(training, taken)
                 if taken == options.steps or self._stalls(looks):
                     break

@@ -47,7 +47,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "distill": {"loss": "distill"},
     "next-token, all layers": {"loss": "next-token", "depth": "all"},
     "distill, all layers": {"loss": "distill", "depth": "all"},
+    "distill, all layers, 128 tokens": {"loss": "distill", "depth": "all", "tokens": 128},
+    "distill, all layers, 1000 steps": {"loss": "distill", "depth": "all", "steps": 1000},
+    "distill, 1000 steps": {"loss": "distill", "steps": 1000},
+    "distill from random": {"loss": "distill", "init": "random"},
+    "distill, rate 0.5": {"loss": "distill", "learning-rate": 0.5},
 }
+# What those with other values than asked for are run on.
+ONE = "W4 + 50 %"
 # Of the picture: a row, the room for its name, the width of the bars.
 ROW, NAMES, BARS = 22, 300, 420
 
@@ -235,6 +242,12 @@ def _study(study: Study, store: Path) -> None:
             results = load(store)
             found = results["models"].setdefault(study.model.name, {"asked": asked, "runs": []})
             key = {"setting": setting, "recipe": recipe}
+            if (
+                setting != ONE
+                and not {"tokens", "steps", "init", "learning-rate"}.isdisjoint(RECIPES[recipe])
+                and recipe != "words"
+            ):
+                continue
             if any(all(run[part] == value for part, value in key.items()) for run in found["runs"]):
                 continue
             found["runs"].append({**key, **study.arms(setting, recipe)})

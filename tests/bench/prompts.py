@@ -47,14 +47,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     "distill": {"loss": "distill"},
     "next-token, all layers": {"loss": "next-token", "depth": "all"},
     "distill, all layers": {"loss": "distill", "depth": "all"},
-    "distill, all layers, 128 tokens": {"loss": "distill", "depth": "all", "tokens": 128},
-    "distill, all layers, 1000 steps": {"loss": "distill", "depth": "all", "steps": 1000},
+}
+# Other values, one at a time, at one setting.
+ONE = "W4 + 50 %"
+VARIANTS: dict[str, dict[str, Any]] = {
     "distill, 1000 steps": {"loss": "distill", "steps": 1000},
     "distill from random": {"loss": "distill", "init": "random"},
     "distill, rate 0.5": {"loss": "distill", "learning-rate": 0.5},
+    "distill, all layers, 1000 steps": {"loss": "distill", "depth": "all", "steps": 1000},
+    "distill, all layers, 128 tokens": {"loss": "distill", "depth": "all", "tokens": 128},
 }
-# What those with other values than asked for are run on.
-ONE = "W4 + 50 %"
 # Of the picture: a row, the room for its name, the width of the bars.
 ROW, NAMES, BARS = 22, 300, 420
 
@@ -93,8 +95,8 @@ class Study:
             for name, text in self.texts.scored.items()
         }
 
-    def arms(self, setting: str, recipe: str) -> dict[str, Any]:
-        compressed, asked = self.compressed(setting), RECIPES[recipe]
+    def arms(self, setting: str, recipe: str, asked: dict[str, Any]) -> dict[str, Any]:
+        compressed = self.compressed(setting)
         started = time.process_time()
         own = self.learned(f"{recipe} {setting}", compressed, asked)
         seconds = time.process_time() - started
@@ -238,19 +240,16 @@ def _study(study: Study, store: Path) -> None:
     given = study.given
     asked = {key: getattr(given, key) for key in ("tokens", "steps", "batch_size", "sequence_length", "learning_rate")}
     for setting in (one for one in SETTINGS if re.fullmatch(given.settings, one)):
-        for recipe in (one for one in RECIPES if re.fullmatch(given.recipes, one)):
+        recipes = {**RECIPES, **(VARIANTS if setting == ONE else {})}
+        for recipe, options in recipes.items():
+            if not re.fullmatch(given.recipes, recipe):
+                continue
             results = load(store)
             found = results["models"].setdefault(study.model.name, {"asked": asked, "runs": []})
             key = {"setting": setting, "recipe": recipe}
-            if (
-                setting != ONE
-                and not {"tokens", "steps", "init", "learning-rate"}.isdisjoint(RECIPES[recipe])
-                and recipe != "words"
-            ):
-                continue
             if any(all(run[part] == value for part, value in key.items()) for run in found["runs"]):
                 continue
-            found["runs"].append({**key, **study.arms(setting, recipe)})
+            found["runs"].append({**key, **study.arms(setting, recipe, options)})
             results["machine"] = {**machine("cpu"), "transformers": version("transformers"), "threads": given.threads}
             store.write_text(json.dumps(results, indent=1) + "\n")
             shares = {name: round(recovery(arms), 3) for name, arms in found["runs"][-1]["perplexity"].items()}

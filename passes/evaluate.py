@@ -150,10 +150,9 @@ def evaluate(
         same = partial(same, per_document=per_document, by_layer=by_layer, prompt=prompt, device=device, dtype=dtype)
         return world.lead(partial(same, threads=threads, reporter=reporter, inputs=inputs))
     prepare(world.lead(lambda: threads or usable_cpus()))
-    scorer = open_scorer(path, device, dtype, by_layer=by_layer, prompt=prompt)
-    other = None
-    if compare is not None:
-        other = open_scorer(compare, device, dtype, by_layer=by_layer, prompt=prompt is not False)
+    opened = partial(open_scorer, device=device, dtype=dtype, by_layer=by_layer, world=world)
+    scorer = opened(path, prompt=prompt)
+    other = opened(compare, prompt=prompt is not False) if compare is not None else None
     report: dict[str, Any] = {"prompt_tokens": 0 if scorer.prompt is None else len(scorer.prompt)}
     if text is not None:
         report.update(_text(scorer, other, text, compare, sequence_length, per_document, reporter, inputs, world))

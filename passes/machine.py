@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rewright.passes.errors import ResourceError, UsageError
-from rewright.passes.world import current
 
 if TYPE_CHECKING:
     import torch
+
+    from rewright.passes.world import World
 
 # What mallopt(3) calls its options, and from which size on a tensor gets pages of its own: large enough that the time
 # a fresh page takes is nothing beside what is done with it.
@@ -60,16 +61,17 @@ def _container_share(groups: Path) -> int | None:
     return None
 
 
-def find_device(wanted: str) -> torch.device:
-    """The torch device for `--device`; of several processes on a machine each takes a GPU of its own by itself.
+def find_device(wanted: str, world: World | None = None) -> torch.device:
+    """The torch device for `--device`; of a world of several processes each takes a GPU of its machine by itself.
 
     Raises UsageError for an unknown word, ResourceError for an absent device.
     """
     import torch
 
     if wanted == "auto" and torch.cuda.is_available():
-        here = current()
-        return torch.device("cuda", here.local % torch.cuda.device_count()) if here.size > 1 else torch.device("cuda")
+        if world is None or world.size == 1:
+            return torch.device("cuda")
+        return torch.device("cuda", world.local % torch.cuda.device_count())
     if wanted == "auto":
         return torch.device("cpu")
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", wanted):

@@ -138,7 +138,7 @@ def _build(run: Run, survey: Survey, document: dict[str, Any], reporter: Reporte
         refuse_destination(run, survey)
         for warning in survey.source.warnings:
             reporter.warn(warning)
-        find_device(run.options.device)
+        find_device(run.options.device, world)
         resumes = state_of(run, survey) == "resume"
         reporter.debug(f"partial work at `{survey.work.path}` is {'taken up' if resumes else 'begun'}")
         return resumes, (_continue(run, survey, reporter) if resumes else _begin(run, survey, document)).record

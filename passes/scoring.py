@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rewright.passes.loading import Assembly
     from rewright.passes.models.prompted import Front
+    from rewright.passes.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,11 @@ def open_scorer(
     brief: bool = False,
     by_layer: bool = False,
     prompt: bool | Path = True,
+    world: World | None = None,
 ) -> Scorer:
     """Load a checkpoint for scoring; a quantised one runs on its codes. Raises InputError when it has no tokenizer.
 
+    Of several processes of a `world` each has a model of its own, on a device of its own where there are as many.
     With `brief` the dtype `auto` makes a quantised model run in bfloat16 on a CPU too: in float32 what it has dense,
     its embeddings, would take twice what they take on disk, and no product there multiplies by 4-bit codes. With
     `by_layer` no layer is loaded before it is wanted, and quantised ones are decoded then. `prompt` says whether the
@@ -69,7 +72,7 @@ def open_scorer(
     from rewright.passes.loading import Assembly, load, load_tokenizer, stored_dtype
     from rewright.passes.models.prompted import Prompted
 
-    place, source = find_device(device), Checkpoint.open(path)
+    place, source = find_device(device, world), Checkpoint.open(path)
     if dtype == "auto" and brief and place.type == "cpu" and _quantised(source):
         dtype = "bf16"
     computed, assembly = compute_dtype(dtype, place, stored_dtype(source)), None

@@ -141,7 +141,7 @@ def _carry_out_one(chain: Chain, number: int, source: Checkpoint, draft: Draft, 
     prepare(chain.threads)
     context = Context(
         seed=options.seed,
-        device=find_device(options.device),
+        device=find_device(options.device, world),
         dtype=options.dtype,
         threads=chain.threads,
         reporter=chain.reporter,

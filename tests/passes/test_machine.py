@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from rewright.passes import machine, rates
+from rewright.passes import machine, rates, world
 from rewright.passes.context import Silent
 from rewright.passes.errors import ResourceError, UsageError
 from rewright.passes.machine import LIBRARIES, compute_dtype, find_device, libraries, prepare, usable_cpus
 from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Estimate, Layout
+from rewright.passes.world import World
 
 
 @pytest.mark.parametrize("word", ["", "gpu", "meta", "mps", "cuda:", "cuda:-1", "cuda:x", f"cuda:{10**30}", "\0"])
@@ -30,6 +31,21 @@ def test_devices() -> None:
     assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ResourceError, match=r"`cuda:99` is not there: this machine has \d+ GPUs"):
         find_device("cuda:99")
+
+
+def test_processes_of_a_world_take_a_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's own world counts, whatever torchrun has started beside it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    several = World()
+    monkeypatch.setattr(world, "_current", several)
+    found = []
+    for local in range(3):
+        several.size, several.local = 3, local
+        found.append(find_device("auto", several))
+        assert find_device("cpu", several) == torch.device("cpu")
+        assert find_device("auto") == find_device("auto", World()) == torch.device("cuda")
+    assert found == [torch.device("cuda", index) for index in (0, 1, 0)]
 
 
 def test_the_dtype_rule() -> None:

@@ -127,6 +127,27 @@ class LogAxis:
         return self._low + self._decade * (log10(value) - self._first)
 
 
+class LinearAxis:
+    """An axis of values, from `low` to `high`, between the ticks next to them on either side: about `most` of them."""
+
+    def __init__(self, values: Iterable[float], low: float, high: float, most: int = 5) -> None:
+        found = list(values)
+        least, greatest = min(found), max(found)
+        span = max(greatest - least, abs(greatest) * 1e-6, 1e-12)
+        steps = (Tick(mantissa, exponent) for exponent in range(-12, 20) for mantissa in (1, 2, 5))
+        step = next(tick for tick in steps if span <= tick.value * (most - 1))
+        first, last = math.floor(least / step.value), math.ceil(greatest / step.value)
+        last += last == first
+        digits = max(0, -step.exponent)
+        self.ticks = [(place * step.value, f"{place * step.value:.{digits}f}") for place in range(first, last + 1)]
+        self._first, self._low = first * step.value, low
+        self._unit = (high - low) / ((last - first) * step.value)
+
+    def at(self, value: float) -> float:
+        """Where a value is."""
+        return self._low + self._unit * (value - self._first)
+
+
 def whole_ticks(first: int, last: int, most: int) -> list[int]:
     """Round whole numbers from `first` to `last`, about `most` of them at the most."""
     steps = (mantissa * 10**exponent for exponent in range(20) for mantissa in (1, 2, 5))

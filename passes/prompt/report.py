@@ -100,17 +100,16 @@ def draw(found: Found) -> str:
 def _panel(
     left: float, width: float, name: str, points: Sequence[tuple[int, float]], steps: int, level: float | None = None
 ) -> list[str]:
-    """A plot of positive values by step on a logarithmic axis; `level` is a line across."""
-    shown = [(step, value) for step, value in points if value > 0]
-    values = [value for _, value in shown] + ([level] if level else [])
+    """A plot of values by step; `level` is a line across."""
+    values = [value for _, value in points] + ([level] if level else [])
     if not values:
         return []
-    axis = svg.LogAxis(values, HEIGHT - FOOT, HEAD + 12)
+    axis = svg.LinearAxis(values, HEIGHT - FOOT, HEAD + 12)
     parts = [svg.text(left, HEAD, name, 12, font_weight="bold")]
-    for tick in axis.ticks:
-        y = axis.at(tick.value)
+    for value, label in axis.ticks:
+        y = axis.at(value)
         parts.append(svg.tag("line", x1=left, x2=left + width, y1=y, y2=y, stroke="#ddd"))
-        parts.append(svg.text(left - 6, y + 4, tick.label, 11, text_anchor="end", fill=svg.FAINT))
+        parts.append(svg.text(left - 6, y + 4, label, 11, text_anchor="end", fill=svg.FAINT))
     for step in svg.whole_ticks(0, max(1, steps), 6):
         x = left + width * step / max(1, steps)
         parts.append(svg.text(x, HEIGHT - FOOT + 18, str(step), 11, text_anchor="middle", fill=svg.FAINT))
@@ -119,6 +118,6 @@ def _panel(
         y = axis.at(level)
         line = svg.tag("line", svg.title("without a prompt"), x1=left, x2=left + width, y1=y, y2=y, stroke=AIM)
         parts += [line, svg.text(left + width, y - 5, "without a prompt", 11, text_anchor="end", fill=AIM)]
-    place = [(left + width * step / max(1, steps), axis.at(value)) for step, value in shown]
+    place = [(left + width * step / max(1, steps), axis.at(value)) for step, value in points]
     parts.append(svg.polyline(place, stroke=LINE, stroke_width=1.5))
     return parts

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft
-from rewright.formats.peft import Base
+from rewright.formats.files import remove_tree
+from rewright.formats.peft import FOLDER, Base
 from rewright.passes import soft_prompt
 from rewright.passes.context import Context
 from rewright.passes.loading import load, stored_dtype
@@ -32,6 +33,9 @@ def run(context: Context, options: PromptOptions, source: Checkpoint, draft: Dra
         prompt, found = start.hard(options, source, base), None
     draft.link_weights(source)
     carry(context, source, draft)
+    if context.world.leads:
+        # a prompt that the source has, of whatever kind
+        remove_tree(draft.path / FOLDER)
     learned = _told(options)
     for name, data in soft_prompt.files(prompt.tensor, prompt.depth, base, learned, source.config or {}).items():
         draft.put(name, data)

@@ -11,7 +11,7 @@ from rewright.formats.peft import Base, Heads, read_adapter
 from rewright.passes import calibration, soft_prompt
 from rewright.passes.context import Context
 from rewright.passes.errors import InputError
-from rewright.passes.loading import load_tokenizer
+from rewright.passes.loading import Assembly, load_tokenizer
 from rewright.passes.models.prompted import Front, keys_and_values
 from rewright.passes.prompt.data import Data
 from rewright.passes.prompt.spec import PromptOptions, tokens_of
@@ -29,20 +29,20 @@ def begin(
         if found.depth == "all" and options.depth == "input":
             raise InputError(f"`{options.init}` has keys and values for every layer", hint="use `--depth all`")
     else:
-        found = Front(_embeddings(context, options, base, model.get_input_embeddings().weight, tokenizer, data))
+        found = Front(_embeddings(context, options, base, model.get_input_embeddings(), tokenizer, data))
     if options.depth == "all" and found.depth == "input":
         return Front(keys_and_values(model, found.tensor), "all")
     return found
 
 
 def _embeddings(
-    context: Context, options: PromptOptions, base: Base, table: torch.Tensor, tokenizer: Any, data: Data
+    context: Context, options: PromptOptions, base: Base, table: Any, tokenizer: Any, data: Data
 ) -> torch.Tensor:
     """(tokens, width) float32."""
     count = tokens_of(options)
     draws = torch.Generator().manual_seed(context.seed)
     if options.init.word == "random":
-        return torch.randn(count, base.width, generator=draws) * scale_of(table)
+        return torch.randn(count, base.width, generator=draws) * scale_of(table.weight) * factor_of(table)
     if options.init_text is not None:
         ids = words(options, tokenizer, base.rows)
     else:
@@ -51,7 +51,8 @@ def _embeddings(
     if options.init.word == "vocab":
         ids = [ids[place] for place in torch.randint(len(ids), (count,), generator=draws).tolist()]
     ids = (ids * (count // len(ids) + 1))[:count]
-    return table[torch.tensor(ids, device=table.device)].float().cpu()
+    found: torch.Tensor = table(torch.tensor(ids, device=table.weight.device))
+    return found.float().cpu()
 
 
 def words(options: PromptOptions, tokenizer: Any, rows: int) -> list[int]:
@@ -68,8 +69,9 @@ def hard(options: PromptOptions, source: Checkpoint, base: Base) -> Front:
     ids = words(options, tokenizer_of(source), base.rows)
     count = options.tokens or len(ids)
     name = soft_prompt.table_of(source)
-    rows = [source.read_rows(name, one, one + 1).float() for one in (ids * (count // len(ids) + 1))[:count]]
-    return Front(torch.cat(rows))
+    rows = torch.cat([source.read_rows(name, one, one + 1) for one in (ids * (count // len(ids) + 1))[:count]])
+    whole = Assembly(source, rows.dtype, torch.device("cpu")).model
+    return Front((rows * torch.tensor(factor_of(whole.get_input_embeddings()), dtype=rows.dtype)).float())
 
 
 def tokenizer_of(source: Checkpoint) -> Any:
@@ -102,7 +104,8 @@ def learned(context: Context, options: PromptOptions, base: Base, source: Checkp
 def columns(front: Front, model: Any, table: torch.Tensor) -> dict[str, tuple[slice, float]]:
     """The parts of a prompt that learn at a rate of their own: columns, and their scale, a root mean square."""
     if front.depth == "input":
-        return {"prompt": (slice(0, front.tensor.shape[1]), scale_of(table))}
+        scale = scale_of(table) * factor_of(model.get_input_embeddings())
+        return {"prompt": (slice(0, front.tensor.shape[1]), scale)}
     heads = Heads.of(model.config.to_dict())
     width, found = heads.count * heads.width, {}
     for part in range(2 * heads.layers):
@@ -110,6 +113,11 @@ def columns(front: Front, model: Any, table: torch.Tensor) -> dict[str, tuple[sl
         kind = "values" if part % 2 else "keys"
         found[f"layer {part // 2} {kind}"] = (place, scale_of(front.tensor[:, place]))
     return found
+
+
+def factor_of(table: Any) -> float:
+    """What a module of embeddings multiplies its rows by, as Gemma's do; 1 for any other."""
+    return float(getattr(table, "scalar_embed_scale", 1.0))
 
 
 def scale_of(table: torch.Tensor) -> float:

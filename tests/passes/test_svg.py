@@ -85,3 +85,15 @@ def test_figures_are_short() -> None:
 
 def test_a_colour_between_two() -> None:
     assert [svg.blend("#ffffff", "#00573f", share) for share in (0, 0.5, 1)] == ["#ffffff", "#80ab9f", "#00573f"]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9))
+def test_a_linear_axis_holds_its_values_between_ticks(values: list[float]) -> None:
+    axis = svg.LinearAxis(values, 200, 10)
+    places = [axis.at(value) for value, _ in axis.ticks]
+    assert places == sorted(places, reverse=True)
+    assert places[0] == pytest.approx(200)
+    assert places[-1] == pytest.approx(10)
+    assert 2 <= len(places) <= 7
+    assert all(10 - 1e-6 <= axis.at(value) <= 200 + 1e-6 for value in values)
+    assert len({label for _, label in axis.ticks}) == len(places)

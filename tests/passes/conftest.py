@@ -16,6 +16,7 @@ from tests.passes.forks import Forks
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 STORIES = DATA / "stories260K"
+ROUNDED: dict[str, Any] = {"method": "rtn", "bits": 3, "group-size": 32}
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 _LLAMA = {
@@ -148,6 +149,16 @@ def forks() -> Iterator[Forks]:
     server = Forks()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def rounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """stories260K at 3 bits; not to be written to."""
+    from tests.passes.compressing import compress  # which imports this module
+
+    folder = tmp_path_factory.mktemp("rounded") / "w3"
+    compress(STORIES, folder, **ROUNDED)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,8 @@ def serve() -> None:
 
     from rewright.cli import root  # noqa: F401
     from rewright.passes import evaluate, pipeline  # noqa: F401
-    from rewright.passes.compress import run  # noqa: F401
+    from rewright.passes.compress import run as compressing  # noqa: F401
+    from rewright.passes.prompt import run as prompting  # noqa: F401
 
     print("ready", flush=True)
     for line in sys.stdin:

@@ -51,9 +51,11 @@ class Heads:
                 ("hidden_size", "n_embd"),
             )
         )
-        return cls(
-            layers, int(text.get("num_key_value_heads") or heads), int(text.get("head_dim") or width // max(1, heads))
-        )
+        kept = int(text.get("num_key_value_heads") or heads)
+        # Falcon says it in its own words; the later design spreads what it shares over all heads before it keeps it
+        if text.get("model_type") == "falcon" and not text.get("new_decoder_architecture"):
+            kept = 1 if text.get("multi_query", True) else int(text.get("num_kv_heads") or heads)
+        return cls(layers, kept, int(text.get("head_dim") or width // max(1, heads)))
 
     @property
     def numbers(self) -> int:

@@ -77,9 +77,11 @@ def generate(
     if not begin:
         raise InputError("the prompt is empty, and the tokenizer has no start token", hint="give a prompt")
     if scorer.positions and len(begin) + max_new_tokens > scorer.positions:
+        left = f"the model's {scorer.positions} positions"
+        if scorer.prompt is not None:
+            left = f"the {scorer.positions} positions that the learned prompt leaves"
         raise InputError(
-            f"{len(begin)} tokens of prompt and {max_new_tokens} new ones are past the model's "
-            f"{scorer.positions} positions",
+            f"{len(begin)} tokens of prompt and {max_new_tokens} new ones are past {left}",
             hint=f"use `--max-new-tokens {max(1, scorer.positions - len(begin))}` at most",
         )
     made: list[int] = []

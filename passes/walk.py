@@ -176,16 +176,19 @@ class Walk:
             layers[index].forward = forward  # taken back below
         try:
             with torch.no_grad():
-                tokens = self.tokens[rows].to(self.assembly.device)
-                given = {"input_ids": tokens}
-                if self.prompt is not None:
-                    given = {"inputs_embeds": self.prompt.before(self.assembly.model, tokens)}
-                self.assembly.model.base_model(**given, use_cache=False)
+                self.assembly.model.base_model(**self._given(rows), use_cache=False)
         except Stopped:
             pass
         finally:
             for index in instead:
                 del layers[index].forward
+
+    def _given(self, rows: slice | torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the model reads for some rows."""
+        tokens = self.tokens[rows].to(self.assembly.device)
+        if self.prompt is None:
+            return {"input_ids": tokens}
+        return {"inputs_embeds": self.prompt.before(self.assembly.model, tokens)}
 
     def run_layer(
         self, index: int, hidden: torch.Tensor, weights: Mapping[str, torch.Tensor] | None = None
@@ -268,8 +271,7 @@ class Walk:
             self.assembly.layers[index].forward = resume  # taken back below
         try:
             with torch.no_grad():
-                tokens = self.tokens[rows].to(self.assembly.device)
-                result: torch.Tensor = self.assembly.model(input_ids=tokens, use_cache=False).logits
+                result: torch.Tensor = self.assembly.model(**self._given(rows), use_cache=False).logits
         finally:
             for index in range(last + 1):
                 del self.assembly.layers[index].forward

@@ -14,7 +14,7 @@ from rewright.passes.inputs import Inputs
 from rewright.passes.recipe import Stage
 from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import fields_of, to_plain
-from rewright.passes.values import ModelPath
+from rewright.passes.values import ModelPath, PromptStart
 
 
 def record(stages: Sequence[Stage], options: RunOptions, source: SourceDigest, inputs: Inputs) -> dict[str, Any]:
@@ -80,13 +80,17 @@ def _stage_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterat
         one, other = before.get(flag), after.get(flag)
         if one == other:
             continue
-        yield f"the contents of `--{flag}` changed" if flag in files else _changed(flag, one, other)
+        if flag in files and not isinstance(one, str) and not isinstance(other, str):
+            yield f"the contents of `--{flag}` changed"
+        else:
+            # of a file there is a digest, which says nothing to a person
+            yield _changed(flag, *("a file" if flag in files and isinstance(it, list) else it for it in (one, other)))
 
 
 def _file_flags(name: str) -> set[str]:
-    """The options of a pass that name files: a record has their digests, which say nothing to a person."""
+    """The options of a pass that name files, or may: a record has their digests."""
     spec = registry.SPECS.get(name)
-    kinds = (Path, ModelPath)
+    kinds = (Path, ModelPath, PromptStart)
     return {item.flag for item in fields_of(spec.options) if item.type in kinds} if spec else set()
 
 

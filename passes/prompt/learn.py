@@ -27,6 +27,8 @@ from rewright.passes.sums import OrderedSum
 from rewright.passes.training import Training, shuffled
 
 STATE = "prompt.safetensors"
+# In the journal, when a step was taken.
+STEPPED = "first step"
 NAME = "prompt"
 # Gradients are scaled down to this norm, as the paper has it.
 CLIP = 1.0
@@ -91,6 +93,8 @@ class Learner:
             training.constants["best"] = front.tensor.detach().clone()
         looks.append([taken, found])
         self.context.reporter.event("look", step=taken, perplexity=found)
+        # a state that is kept tells nothing of the seconds that it took
+        self.context.journal.record(f"look {taken}", {"perplexity": found})
         training.keep()
 
     def _stalls(self, looks: Sequence[Sequence[float]]) -> bool:
@@ -115,6 +119,9 @@ class Learner:
             gradients = torch.autograd.grad(loss, parts)
             torch.cat([loss.detach().view(1), *(part.reshape(-1) for part in gradients)], out=own.term(number))
         summed = world.add_up(own, [merged(share) for share in world.shares(costs)])
+        if STEPPED not in self.context.journal.done:
+            # and which ops ran is on record before a state can be kept from which a later run takes no step
+            self.context.journal.record(STEPPED, {})
         shares = zip(training.parameters, torch.split(summed[1:], sizes), parts, strict=True)
         return float(summed[0]), {name: share.view_as(part) for name, share, part in shares}
 

@@ -56,23 +56,26 @@ class Forks:
         )
         assert self._read() == "ready"
 
-    def start(self, *words: str | Path, stdin: bytes = b"", strike: Strike | None = None) -> Job:
-        """Begin a command line."""
+    def start(self, *words: str | Path, stdin: bytes = b"", strike: Strike | None = None, also: str = "") -> Job:
+        """Begin a command line, after `also`, which is Python."""
         folder = Path(tempfile.mkdtemp())
         (folder / "in").write_bytes(stdin)
         when = astuple(strike or Strike(0))
-        return Job(int(self._ask(do="start", words=[str(w) for w in words], folder=str(folder), strike=when)), folder)
+        return Job(
+            int(self._ask(do="start", words=[str(w) for w in words], folder=str(folder), strike=when, also=also)),
+            folder,
+        )
 
     def wait(self, job: Job) -> Ended:
         code = int(self._ask(do="wait", pid=job.pid))
         return Ended(code, (job.folder / "out").read_text(), (job.folder / "err").read_text())
 
-    def run(self, *words: str | Path, stdin: bytes = b"", strike: Strike | None = None) -> Ended:
-        return self.wait(self.start(*words, stdin=stdin, strike=strike))
+    def run(self, *words: str | Path, stdin: bytes = b"", strike: Strike | None = None, also: str = "") -> Ended:
+        return self.wait(self.start(*words, stdin=stdin, strike=strike, also=also))
 
-    def changes(self, *words: str | Path) -> int:
+    def changes(self, *words: str | Path, also: str = "") -> int:
         """How many times a command line changes the disk, counted as `Strike` counts."""
-        job = self.start(*words)
+        job = self.start(*words, also=also)
         assert self.wait(job).code == 0
         return int((job.folder / "changes").read_text())
 
@@ -111,6 +114,7 @@ def serve() -> None:
             continue
         pid = os.fork()
         if pid == 0:
+            exec(request["also"])
             _be_child(request["words"], Path(request["folder"]), Strike(*request["strike"]))
         print(pid, flush=True)
 

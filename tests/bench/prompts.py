@@ -58,7 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "distill, all layers, 128 tokens": {"loss": "distill", "depth": "all", "tokens": 128},
 }
 # Of the picture: a row, the room for its name, the width of the bars.
-ROW, NAMES, BARS = 22, 300, 420
+ROW, NAMES, BARS = 22, 400, 420
 
 
 class Study:

@@ -108,18 +108,23 @@ def attached(root: Path) -> Path | None:
 
 
 def found_in(path: Path) -> Path:
-    """The file of a prompt that a folder has: PEFT's, or the checkpoint that it is attached to; else the path."""
-    names = (f"{FOLDER}/{WEIGHTS}", WEIGHTS, EMBEDS) if path.is_dir() else ()
-    return next((path / name for name in names if os.path.lexists(path / name)), path)
+    """The file of a prompt that a folder has: PEFT's, or the checkpoint that it is attached to; else the path.
+
+    Raises FormatError for a folder that has none.
+    """
+    if not path.is_dir():
+        return path
+    for name in (f"{FOLDER}/{WEIGHTS}", WEIGHTS, EMBEDS):
+        if os.path.lexists(path / name):
+            return path / name
+    raise FormatError(
+        f"`{path}` has no prompt", hint=f"a checkpoint has it in `{FOLDER}/`, PEFT's folders as `{WEIGHTS}`"
+    )
 
 
 def read_adapter(path: Path) -> Adapter:
     """Read the headers of a prompt, its file or a folder with it. Raises FormatError for one that is none."""
     file = found_in(path)
-    if file.is_dir():
-        raise FormatError(
-            f"`{path}` has no prompt", hint=f"a checkpoint has it in `{FOLDER}/`, PEFT's folders as `{WEIGHTS}`"
-        )
     config = file.with_name(CONFIG)
     depth = _depth(config) if os.path.lexists(config) else "input"
     source = Checkpoint.open(file)

@@ -216,7 +216,7 @@ class PromptStart:
 
     @property
     def file(self) -> Path | None:
-        """The file that holds a prompt; where there is none in a folder, the folder. None for a word."""
+        """The file that holds a prompt, None for a word. Raises FormatError for a folder that has none."""
         return None if self.word in self.WORDS else peft.found_in(Path(self.word))
 
     def __str__(self) -> str:

@@ -29,7 +29,7 @@ from rewright.passes.training import Training, shuffled
 STATE = "prompt.safetensors"
 # In the journal, when a step was taken.
 STEPPED = "first step"
-NAME = "prompt"
+NAME = "the prompt"
 # Gradients are scaled down to this norm, as the paper has it.
 CLIP = 1.0
 # Activations of a unit from which on they are computed twice.

@@ -17,7 +17,7 @@ from rewright.passes.prompt import report, start
 from rewright.passes.prompt.data import Data, gather
 from rewright.passes.prompt.learn import Learner
 from rewright.passes.prompt.spec import PromptOptions
-from rewright.passes.prompt.teacher import Teacher, check_teacher
+from rewright.passes.prompt.teacher import Teacher, check_teacher, check_tokens
 from rewright.passes.spec import Metrics
 from rewright.passes.writing import carry
 
@@ -51,6 +51,7 @@ def _learned(context: Context, options: PromptOptions, source: Checkpoint, base:
     data: Data = gather(context, options, tokenizer, base.rows)
     teacher = None
     if teacher_path is not None:
+        check_tokens(teacher_path, tokenizer, data.train, base.rows)
         teacher = Teacher(context.common, data.train)
         teacher.ask(context, teacher_path, str(context.device), context.dtype, base.rows)
     dtype = compute_dtype(context.dtype, context.device, stored_dtype(source))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from rewright.formats import packing
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.packing import Packing
-from rewright.formats.peft import Heads
+from rewright.formats.peft import Adapter, Heads, read_adapter
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.models.families import FAMILIES, family_of
 from rewright.passes.prompt.units import UNIT_TOKENS, positions_of
@@ -24,6 +24,8 @@ TOKENS = 100
 TOP = 64
 # How often the validation text is looked at in the course of a run at most, and how many windows of it.
 LOOKS, VALIDATION = 20, 64
+# What to do about a prompt of another model.
+OTHERS = "add `--any-base` to take it all the same"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,7 @@ class PromptOptions:
         Opt("`input`: embeddings before the first layer; `all`: keys and values in every layer, as prefix tuning"),
     ] = "input"
     steps: Annotated[int, Opt("steps of Adam; 0 attaches what the prompt begins as", min=0)] = 1000
-    learning_rate: Annotated[float, Opt("at its peak, for embeddings of root mean square 1", min=0)] = 0.3
+    learning_rate: Annotated[float, Opt("at its peak, for embeddings of root mean square 1", min=0, max=1e6)] = 0.3
     batch_size: Annotated[int, Opt("windows of text a step", min=1)] = 8
     sequence_length: Annotated[int, Opt("tokens of text a window, the start token included", min=2)] = 256
     init: Annotated[
@@ -114,8 +116,6 @@ def table(layout: Layout) -> tuple[int, int]:
 
 def tokens_of(options: PromptOptions) -> int:
     """Tokens of the prompt. Raises FormatError for an `--init` that is none, UsageError for one of another length."""
-    from rewright.formats.peft import read_adapter
-
     if options.init.file is None:
         return options.tokens or TOKENS
     held = read_adapter(options.init.file).tokens
@@ -134,7 +134,7 @@ def slides(config: Mapping[str, Any]) -> bool:
 
 
 def check(options: PromptOptions, layout: Layout) -> None:
-    """Refuse what headers tell: a prompt and text past the positions, a teacher with another vocabulary."""
+    """Refuse what headers tell: a prompt and text past the positions, a start or a teacher of another model."""
     tokens, positions = tokens_of(options), positions_of(layout.config)
     if positions is not None and options.steps and tokens + options.sequence_length > positions:
         raise UsageError(
@@ -146,10 +146,32 @@ def check(options: PromptOptions, layout: Layout) -> None:
         raise UsageError(f"{tokens} tokens of prompt leave no room for text in the model's {positions} positions")
     if options.depth == "all" and slides(layout.config):
         raise UsageError("`--depth all` does not work with sliding windows of attention", hint="use `--depth input`")
+    if options.init.file is not None:
+        _check_init(options, read_adapter(options.init.file), layout)
     if options.teacher is not None:
         rows, theirs = table(layout)[0], table(Layout.of(Checkpoint.open(options.teacher.checkpoint)))[0]
         if rows != theirs:
             raise InputError(f"the teacher `{options.teacher}` has another vocabulary: {theirs} rows, not {rows}")
+
+
+def _check_init(options: PromptOptions, adapter: Adapter, layout: Layout) -> None:
+    """Refuse a learned prompt that the model cannot read, or that its header says is another model's."""
+    rows, width = table(layout)
+    takes = Heads.of(layout.config).numbers if adapter.depth == "all" else width
+    if adapter.width != takes:
+        raise InputError(f"the prompt `{options.init}` is {adapter.width} wide, and the model takes {takes}")
+    if adapter.depth == "all" and slides(layout.config):
+        raise InputError(
+            f"`{options.init}` has keys and values for every layer, which do not work with sliding windows of attention"
+        )
+    if adapter.depth == "all" and options.depth == "input" and options.steps:
+        raise UsageError(f"`{options.init}` has keys and values for every layer", hint="use `--depth all`")
+    if adapter.base is not None and adapter.base.rows != rows and not options.any_base:
+        raise InputError(
+            f"the prompt `{options.init}` was learned on another model: its base has {adapter.base.rows} rows of"
+            f" embedding, and this one has {rows}",
+            hint=OTHERS,
+        )
 
 
 def weights_in(layout: Layout) -> int:
@@ -235,7 +257,7 @@ PROMPT = Spec(
         {"tokens", "steps", "best_step", "loss", "perplexity_before", "validation_perplexity", "validation_ratio"}
     ),
     paper="Compress, Then Prompt (arXiv:2305.11186)",
-    spares=lambda options: frozenset() if options.steps else frozenset({"tokenizer"}),
+    spares=lambda options: frozenset({"tokenizer"} if not options.steps and options.init_text is None else ()),
     splits=lambda options: options.steps > 0,
     estimate=_estimate,
 )

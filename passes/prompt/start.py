@@ -14,7 +14,7 @@ from rewright.passes.errors import InputError
 from rewright.passes.loading import Assembly, load_tokenizer
 from rewright.passes.models.prompted import Front, keys_and_values
 from rewright.passes.prompt.data import Data
-from rewright.passes.prompt.spec import PromptOptions, tokens_of
+from rewright.passes.prompt.spec import OTHERS, PromptOptions, tokens_of
 
 
 def begin(
@@ -26,8 +26,6 @@ def begin(
     """
     if options.init.file is not None:
         found = learned(context, options, base, source)
-        if found.depth == "all" and options.depth == "input":
-            raise InputError(f"`{options.init}` has keys and values for every layer", hint="use `--depth all`")
     else:
         found = Front(_embeddings(context, options, base, model.get_input_embeddings(), tokenizer, data))
     if options.depth == "all" and found.depth == "input":
@@ -93,7 +91,7 @@ def learned(context: Context, options: PromptOptions, base: Base, source: Checkp
         if not options.any_base:
             raise InputError(
                 f"the prompt `{options.init}` was learned on another model: {difference}",
-                hint="add `--any-base` to take it all the same",
+                hint=OTHERS,
             )
         context.reporter.warn(f"the prompt `{options.init}` was learned on another model: {difference}")
     if adapter.base is None:

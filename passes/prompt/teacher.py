@@ -13,8 +13,10 @@ from safetensors.torch import save
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.files import write_file
+from rewright.passes.calibration import encode
 from rewright.passes.context import Context, Progress
 from rewright.passes.errors import InputError
+from rewright.passes.loading import load_tokenizer
 from rewright.passes.prompt.spec import TOP
 from rewright.passes.scoring import Window, open_scorer, scored
 from rewright.passes.sharing import each
@@ -89,6 +91,15 @@ class Teacher:
                 ids.append(file.get_slice("ids")[span])
                 logs.append(file.get_slice("logs")[span])
         return torch.cat(ids), torch.cat(logs).float()
+
+
+def check_tokens(path: Path, tokenizer: Any, windows: Sequence[Window], rows: int) -> None:
+    """Raise InputError for a teacher that cuts what some windows say into other tokens than the model does."""
+    theirs = load_tokenizer(Checkpoint.open(path))
+    said = [tokenizer.decode(window.tokens, skip_special_tokens=True) for window in windows[:BATCH]]
+    if theirs is None or any(encode(theirs, text, rows) != encode(tokenizer, text, rows) for text in said):
+        told = "has no tokenizer" if theirs is None else "cuts the text into other tokens"
+        raise InputError(f"the teacher `{path}` {told}", hint="a teacher has the tokenizer of the model that learns")
 
 
 def check_teacher(source: Checkpoint, path: Path) -> None:

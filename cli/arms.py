@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rewright.cli import console
 from rewright.cli.console import table
 from rewright.cli.figures import figure
+from rewright.passes import world
 from rewright.passes.run_options import RunOptions
 
 if TYPE_CHECKING:
@@ -20,13 +22,18 @@ def arms(model: Path, options: EvalOptions, run: RunOptions) -> None:
 
     assert options.text is not None
     assert options.dense is not None
-    found = compare_arms(
-        model,
-        options.dense,
-        [options.text, *options.foreign],
-        sequence_length=options.sequence_length,
-        options=run,
-        reporter=console.current(),
+    # what is made is the first process's, and so is all that is scored
+    found = world.current().lead(
+        partial(
+            compare_arms,
+            model,
+            options.dense,
+            [options.text, *options.foreign],
+            sequence_length=options.sequence_length,
+            per_document=options.per_document,
+            options=run,
+            reporter=console.current(),
+        )
     )
     if run.json:
         console.write_json({"model": str(model), "dense": str(options.dense), **found})

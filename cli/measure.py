@@ -56,6 +56,8 @@ class EvalOptions:
         alone = (self.choices, self.compare, self.sample, self.prompt)
         if self.arms and (self.text is None or self.by_layer or any(value is not None for value in alone)):
             raise UsageError("`--arms` scores texts and nothing else", hint="give `--text FILE --arms --dense MODEL`")
+        if self.arms and not self.attached:
+            raise UsageError("`--arms` is about the prompt that `--no-prompt` leaves out")
         if self.foreign and not self.arms:
             raise UsageError("`--foreign` goes with `--arms`")
         if self.by_layer and self.sample is not None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rewright.formats import peft
 from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.peft import Adapter
 from rewright.formats.provenance import history
 from rewright.passes import registry, soft_prompt
 from rewright.passes.context import Reporter
@@ -37,6 +39,7 @@ def compare_arms(
     texts: Sequence[Path],
     *,
     sequence_length: int,
+    per_document: Literal["auto", "first", "all"] = "auto",
     options: RunOptions,
     reporter: Reporter,
 ) -> dict[str, Any]:
@@ -44,23 +47,25 @@ def compare_arms(
 
     `recovery` is (compressed - with prompt) / (compressed - dense) in perplexity; None where compression lost nothing.
     The dense model's own prompt is learned by the next token, with the options that the attached one was learned with
-    otherwise, into `<path>.dense-prompt`, once. Raises InputError where no prompt is attached.
+    otherwise, into `<path>.dense-prompt`, once. Raises InputError where no prompt is attached, or its text is gone.
     """
     source = Checkpoint.open(path)
     adapter = soft_prompt.attached(source)
     if adapter is None:
         raise InputError(f"`{path}` has no prompt attached", hint="learn one with `rewright prompt`")
+    _check_dense(path, adapter, dense, reporter)
     twin = _dense_prompt(path, source, dense, options, reporter)
     own = peft.found_in(twin)
     most = max(adapter.tokens, peft.read_adapter(own).tokens)
     positions = positions_of(source.config or {})
     length = sequence_length if positions is None else min(sequence_length, positions - most)
     given: dict[str, Any] = {"device": options.device, "dtype": options.dtype, "threads": options.threads}
+    given |= {"sequence_length": length, "per_document": per_document}
     runs: list[tuple[Path, bool | Path]] = [(dense, False), (path, False), (path, True), (dense, own), (path, own)]
     inputs = Inputs()
     found = []
     for text in texts:
-        same = {"text": text, "sequence_length": length, "reporter": reporter, "inputs": inputs, **given}
+        same = {"text": text, "reporter": reporter, "inputs": inputs, **given}
         scores = [evaluate(model, prompt=prompt, **same) for model, prompt in runs]
         perplexities = [one["perplexity"] for one in scores]
         lost = perplexities[1] - perplexities[0]
@@ -73,6 +78,19 @@ def compare_arms(
             }
         )
     return {"prompt_tokens": adapter.tokens, "sequence_length": length, "learned": adapter.learned, "texts": found}
+
+
+def _check_dense(path: Path, adapter: Adapter, dense: Path, reporter: Reporter) -> None:
+    """Raise InputError for a dense model that cannot be the one that was compressed; warn of one that may not be."""
+    base, other = adapter.base, soft_prompt.base_of(Checkpoint.open(dense))
+    if base is not None and (base.width, base.rows) != (other.width, other.rows):
+        raise InputError(
+            f"`{dense}` is not what `{path}` was made of: its embedding is {other.rows} x {other.width}, not"
+            f" {base.rows} x {base.width}"
+        )
+    if base is not None and base.checksum != other.checksum:
+        # of 16 bits rounded twice, or of another model
+        reporter.warn(f"`{dense}` has another embedding than `{path}`: is it the model that was compressed?")
 
 
 def _dense_prompt(path: Path, source: Checkpoint, dense: Path, options: RunOptions, reporter: Reporter) -> Path:
@@ -90,7 +108,15 @@ def _dense_prompt(path: Path, source: Checkpoint, dense: Path, options: RunOptio
             f"the prompt of `{path}` was learned elsewhere", hint="compare the arms of the checkpoint it was learned on"
         )
     asked = replace(asked, loss="next-token", teacher=None)
-    twin = path.with_name(f"{path.name}.dense-prompt")
+    was, now = made.get("files") or {}, Inputs().digests_of(asked)
+    for flag in now:
+        if was.get(flag, now[flag]) != now[flag]:
+            raise InputError(
+                f"the contents of `--{flag}` changed since the prompt of `{path}` was learned",
+                hint="put back what was there, or learn it anew",
+            )
+    place = Path(os.path.abspath(path))
+    twin = place.with_name(f"{place.name}.dense-prompt")
     again = RunOptions(
         seed=made.get("seed", 0), dtype=made.get("dtype", "auto"), device=options.device, threads=options.threads
     )

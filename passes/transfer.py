@@ -42,6 +42,8 @@ def grid(
     most = max(adapter.tokens for adapter in prompts.values())
     limits = [positions - most for source in opened.values() if (positions := positions_of(source.config or {}))]
     length = min([sequence_length, *limits])
+    if length < 2:
+        raise InputError(f"a prompt of {most} tokens leaves no position for text in one of the models")
     inputs, rows = Inputs(), [NONE, *prompts]
     cells: dict[str, list[float]] = {row: [] for row in rows}
     with reporter.progress("transfer, cells", len(rows) * len(models) * len(texts)) as bar:

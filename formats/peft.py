@@ -17,6 +17,7 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError
 from rewright.formats.header import encode_header
 from rewright.formats.layout import TensorSpec
+from rewright.formats.strict import read_json
 
 # Where a checkpoint has its prompt.
 FOLDER = "attachments/prompt"
@@ -137,12 +138,9 @@ def read_adapter(path: Path) -> Adapter:
 
 
 def _depth(path: Path) -> Depth:
-    try:
-        said = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise FormatError(f"`{path}` cannot be read: {error}") from None
+    said = read_json(path)
     kind = said.get("peft_type") if isinstance(said, dict) else None
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise FormatError(f"`{path}` is of type `{kind}`, not one of {', '.join(KINDS)}")
     return KINDS[kind]
 

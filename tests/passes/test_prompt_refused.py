@@ -245,7 +245,7 @@ def test_a_start_that_is_not_there(forks: Forks, rounded: Path, learned: Path, t
         told = f"`{config}` is of type `{kind}`, not one of PROMPT_TUNING, PREFIX_TUNING"
         _refused(forks, 3, told, *asked, folder)
     config.write_text("{")
-    _refused(forks, 3, f"`{config}` cannot be read: ...", *asked, folder)
+    _refused(forks, 3, f"`{config}` is not JSON...", *asked, folder)
     config.unlink()
     assert forks.run("prompt", *asked, folder).code == 0
 

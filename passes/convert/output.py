@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rewright.formats import packing
 from rewright.formats.compressed_tensors import Scheme
-from rewright.formats.dtypes import BITS, nbytes
+from rewright.formats.dtypes import nbytes
 from rewright.formats.files import CHUNK
 from rewright.formats.layout import TensorSpec
 from rewright.formats.packing import Record
@@ -19,10 +19,14 @@ from rewright.passes.spec import Estimate, Layout
 if TYPE_CHECKING:
     from rewright.passes.convert.spec import ConvertOptions
 
-# Codes taken through memory together, and the bytes that each holds there, reading a form or making one; as measured.
+# Codes taken through memory together, and the bytes that each holds there, by what is made of them; as measured.
 BLOCK = 1 << 20
-_HELD = {"pack-quantized": 12, "bitmask-w4": 50}
-_HELD_MAKING = {"pack-quantized": 12, "bitmask-w4": 72, "dense": 32}
+_HELD = {"pack-quantized": 10, "bitmask-w4": 14, "dense": 18}
+# The table by which the codes that a mask keeps are drawn together.
+_TABLE = {"pack-quantized": 0, "bitmask-w4": 4 << 20, "dense": 0}
+# What a process takes beside what it imports, as measured: the command line, and a file's digest; then torch's code as
+# it is run for the first time.
+_STARTED, LOADED = 18 << 20, 21 << 20
 # Bytes that a code moves through memory when it is read from a form, and when it is written in one; as measured.
 _READ = {"pack-quantized": 8, "bitmask-w4": 34}
 _MADE = {"pack-quantized": 12, "bitmask-w4": 38, "dense": 24}
@@ -80,13 +84,28 @@ def copied_bytes(plan: Plan, layout: Layout) -> int:
     return sum(nbytes(dtype, shape) for name, (dtype, shape) in layout.tensors.items() if plan.owner(name) is None)
 
 
-def _peak(plan: Plan) -> int:
-    """The most memory that is in use: a matrix in its new form and a block of its codes, or a piece that is copied."""
-    bits = BITS[plan.dtype] if plan.to == "dense" else 4
-    # of a tensor that is copied, three pieces are there at a time: read, handed over, and the one before
-    held = max(_HELD[plan.form], _HELD_MAKING[plan.to])
-    largest = max((module.rows * module.columns for module in plan.modules.values()), default=0)
-    return max(largest * bits // 8 + min(largest, BLOCK) * held, 3 * CHUNK)
+def _peak(plan: Plan, layout: Layout) -> int:
+    """The most memory that is in use: a matrix in its new form and a block of its codes, or pieces that are copied."""
+    # to count zeros every matrix is read before anything is written
+    held, peak = LOADED if plan.to == "bitmask-w4" else _STARTED, 0
+    for name in ordered(plan, layout):
+        if name in plan.modules:
+            module = plan.modules[name]
+            block = min(module.rows * module.columns, max(BLOCK, module.columns))
+            # what a block took does not all go back to the system before another tensor is copied
+            held = max(held, LOADED + _TABLE[plan.to] + _HELD[plan.to] * block)
+            peak = max(peak, held + _whole(plan, module, layout))
+        else:
+            # three pieces are there at a time: read, handed over, and the one before
+            peak = max(peak, held + 3 * min(CHUNK, nbytes(*layout.tensors[name])))
+    return peak
+
+
+def _whole(plan: Plan, module: Module, layout: Layout) -> int:
+    """What a matrix holds all the while: its scales and zero points, and what it becomes."""
+    written = sum(spec.nbytes for spec in _written(plan, module, layout) if spec.name.rpartition(".")[2] not in SHARED)
+    zeros = 0 if module.symmetric else module.rows * module.columns // module.group
+    return written + zeros + nbytes(*layout.tensors[module.tensor("weight_scale")])
 
 
 def estimate(options: ConvertOptions, layout: Layout) -> Estimate:
@@ -108,7 +127,7 @@ def estimate(options: ConvertOptions, layout: Layout) -> Estimate:
     return Estimate(
         layout=Layout(tensors, {key: value for key, value in stated.items() if value is not None}),
         output_bytes=written,
-        peak_host_bytes=_peak(plan),
+        peak_host_bytes=_peak(plan, layout),
         peak_device_bytes=0,
         flops=0,
         bytes_moved=read + written + (_READ[plan.form] + _MADE[plan.to]) * codes,
@@ -123,7 +142,7 @@ def linked(layout: Layout, plan: Plan) -> Estimate:
     return Estimate(
         layout=layout,
         output_bytes=total,
-        peak_host_bytes=0,
+        peak_host_bytes=_STARTED,
         peak_device_bytes=0,
         flops=0,
         bytes_moved=0,

@@ -19,7 +19,7 @@ from rewright.passes.recipe import make as make_stage
 from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 
-QUICK: dict[str, Any] = {"tokens": 4, "steps": 12, "batch-size": 4, "sequence-length": 32}
+QUICK: dict[str, Any] = {"tokens": 4, "steps": 8, "batch-size": 4, "sequence-length": 32}
 
 
 def said(text: Path | list[Path] | None = None, **options: Any) -> dict[str, Any]:

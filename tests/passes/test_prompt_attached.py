@@ -108,7 +108,7 @@ def test_peft_on_a_compressed_model(depth: str, rounded: Path, text: Path, tmp_p
     assert _greedy(theirs, [begin], cache=False, masked=False)[0][0] == ours[:8]
     if depth == "input":
         # PEFT 0.21.2 looks for the cache under a name that transformers 5.24 has given up: with one it reads the
-        # prompt again before every token, and keys and values are not read at all
+        # prompt again before every token; keys and values it does not go on from rightly either way
         asked = {"max_new_tokens": 20, "do_sample": False, "use_cache": False}
         rows = torch.tensor([begin])
         made = theirs.generate(input_ids=rows, attention_mask=torch.ones_like(rows), **asked)

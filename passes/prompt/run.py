@@ -36,7 +36,7 @@ def run(context: Context, options: PromptOptions, source: Checkpoint, draft: Dra
     if context.world.leads:
         # a prompt that the source has, of whatever kind
         remove_tree(draft.path / FOLDER)
-    learned = _told(options)
+    learned = _told(options, len(found.losses) if found else 0)
     for name, data in soft_prompt.files(prompt.tensor, prompt.depth, base, learned, source.config or {}).items():
         draft.put(name, data)
     return report.put(context, draft, options, prompt, base, found)
@@ -63,10 +63,10 @@ def _learned(context: Context, options: PromptOptions, source: Checkpoint, base:
     return Front(training.constants["best"], begun.depth), found
 
 
-def _told(options: PromptOptions) -> str:
+def _told(options: PromptOptions, steps: int) -> str:
     """What a prompt was learned on, without any path."""
     if not options.steps:
         return f"taken from {Path(options.init.word).name}" if options.init.file else "words, as they are"
     names = ", ".join(path.name for path in options.text)
     where = ", keys and values" if options.depth == "all" else ""
-    return f"{names}, {options.steps} steps of {options.loss}{where}"
+    return f"{names}, {steps} steps of {options.loss}{where}"

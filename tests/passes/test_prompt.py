@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.digest import source_digest
+from rewright.formats.peft import read_adapter
 from rewright.formats.verify import verify
-from rewright.passes import registry
+from rewright.passes import keys, registry
 from rewright.passes.context import Silent
 from rewright.passes.evaluate import evaluate
+from rewright.passes.inputs import Inputs
 from rewright.passes.pipeline import execute, plan
 from rewright.passes.recipe import make as make_stage
 from rewright.passes.run_options import RunOptions
@@ -155,6 +157,8 @@ def test_a_prompt_that_does_not_help(
     assert second < 8, "the second look brought nothing"
     assert made["metrics"]["best_step"] == 0
     assert made["metrics"]["validation_ratio"] == 1
+    told = read_adapter(tmp_path / "out").learned
+    assert told == f"{text.name}, {second} steps of next-token", "as many as were taken"
     assert warnings == [
         "the prompt does not help: perplexity 512.000 on the validation text, 512.000 without it",
     ]
@@ -288,6 +292,20 @@ def test_a_run_is_not_done_twice(rounded: Path, text: Path, tmp_path: Path) -> N
         stage = make_stage(1, "prompt", said(path, steps=1))
         document = execute(Run(rounded, tmp_path / "out", (stage,), RunOptions(threads=1)), Silent())
         assert document["state"] == "up-to-date"
+
+
+def test_a_start_that_became_a_file(rounded: Path, learned: Path, text: Path) -> None:
+    """A difference is told without a digest."""
+    digest = source_digest(Checkpoint.open(rounded))
+
+    def record(**options: Any) -> dict[str, Any]:
+        stage = make_stage(1, "prompt", {**said(text), "tokens": 4, **options})
+        return keys.record([stage], RunOptions(), digest, Inputs())
+
+    word, file = record(init="vocab"), record(init=str(learned))
+    assert keys.differences(word, file) == ["`--init` was vocab, is a file"]
+    assert keys.differences(file, word) == ["`--init` was a file, is vocab"]
+    assert record(init=str(learned / ATTACHED)) == file, "one prompt by another name"
 
 
 def test_other_families_and_experts(tiny: Callable[[str], Path], text: Path, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Processes of a run killed at random moments: `python -m tests.bench.killed_processes MODEL --times 10`.
 
-Each time two processes compress a model, one of them is killed, and the same command is given again to another number
-of processes. Printed are the moment, who was killed, how long the other took to end and what was said. A run that does
-not end in 30 s, leaves anything but the whole result at the destination, or ends in other bytes, is an error.
+Each time two processes compress a model, one of them is killed while they work, and the same command is given again to
+one, two or three. Printed are the moment, counted from where work begins, who was killed, how long the other took to
+end and what was said. A moment at which the run had ended is drawn again. A run that does not end in 30 s, leaves
+anything but the whole result at the destination, or ends in other bytes, is an error.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import contextlib
 import os
 import random
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,22 +29,28 @@ def words(model: Path, dst: Path) -> list[str | Path]:
     return ["compress", model, dst, *WORDS, "--calibration-text", TEXT]
 
 
-def once(model: Path, folder: Path, lasts: float, expected: str) -> str:
-    """One kill and what came of it. Raises AssertionError."""
+def start(model: Path, dst: Path) -> Launched:
+    """A run of two processes that has begun its work, or has ended."""
+    run = Launched(dst.parent, 2, words(model, dst))
+    while not (dst.with_name(f"{dst.name}.partial").exists() or dst.exists() or run.ended()):
+        time.sleep(0.01)
+    return run
+
+
+def once(model: Path, folder: Path, lasts: float, expected: str) -> str | None:
+    """One kill and what came of it; None where the run had ended. Raises AssertionError."""
     dst, who = folder / "out", random.randrange(2)
-    run = Launched(folder, 2, words(model, dst))
-    time.sleep(moment := random.uniform(1.0, lasts))
-    struck = False
+    run = start(model, dst)
+    time.sleep(moment := random.uniform(0, lasts))
     with contextlib.suppress(KeyError, ProcessLookupError):
         os.kill(run.workers()[who], signal.SIGKILL)
-        struck = True
     began = time.monotonic()
     code, _, err = run.wait()
     ended = time.monotonic() - began
     if code == 0 or dst.exists():
         # published, whether or not a process was killed on its way out
         assert digest(dst) == expected
-        return f"at {moment:.1f} s: {'it was done' if struck else 'nobody was there to kill'}"
+        return None
     assert ended < MOST_SECONDS, f"{ended:.1f} s until all had ended"
     said = next((line for line in err.splitlines() if line.startswith("error:")), "nothing: it was not up yet")
     size = random.choice((1, 2, 3))
@@ -60,13 +66,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--times", type=int, default=10)
     given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
+        run = start(given.model, Path(name) / "out")
         began = time.monotonic()
-        code, _, err = Launched(Path(name), 2, words(given.model, Path(name) / "out")).wait()
+        code, _, err = run.wait()
         assert code == 0, err
         lasts, expected = time.monotonic() - began, digest(Path(name) / "out")
     for number in range(given.times):
-        with tempfile.TemporaryDirectory() as name:
-            print(number + 1, once(given.model, Path(name), lasts, expected), file=sys.stdout, flush=True)
+        said = None
+        while said is None:
+            with tempfile.TemporaryDirectory() as name:
+                said = once(given.model, Path(name), lasts, expected)
+        print(number + 1, said, flush=True)
 
 
 if __name__ == "__main__":

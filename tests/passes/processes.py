@@ -118,6 +118,10 @@ class Launched:
                     found[int(said[b"RANK"])] = int(folder.name)
         return found
 
+    def ended(self) -> bool:
+        """Whether torchrun itself is done."""
+        return self._process.poll() is not None
+
     def wait(self, timeout: float = 240) -> tuple[int, str, str]:
         """Exit status, what was written to stdout, and what the processes themselves said on stderr."""
         out, err = self._process.communicate(timeout=timeout)

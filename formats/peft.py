@@ -18,6 +18,7 @@ from rewright.formats.errors import FormatError
 from rewright.formats.header import encode_header
 from rewright.formats.layout import TensorSpec
 from rewright.formats.strict import read_json
+from rewright.formats.text_config import layers_of, text_config
 
 # Where a checkpoint has its prompt.
 FOLDER = "attachments/prompt"
@@ -42,21 +43,16 @@ class Heads:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Heads:
         """As a checkpoint's config says."""
-        text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-        assert isinstance(text, Mapping)
-        layers, heads, width = (
+        text = text_config(config)
+        heads, width = (
             int(text.get(new) or text.get(old) or 0)
-            for new, old in (
-                ("num_hidden_layers", "n_layer"),
-                ("num_attention_heads", "n_head"),
-                ("hidden_size", "n_embd"),
-            )
+            for new, old in (("num_attention_heads", "n_head"), ("hidden_size", "n_embd"))
         )
         kept = int(text.get("num_key_value_heads") or heads)
         # Falcon says it in its own words; the later design spreads what it shares over all heads before it keeps it
         if text.get("model_type") == "falcon" and not text.get("new_decoder_architecture"):
             kept = 1 if text.get("multi_query", True) else int(text.get("num_kv_heads") or heads)
-        return cls(layers, kept, int(text.get("head_dim") or width // max(1, heads)))
+        return cls(layers_of(config), kept, int(text.get("head_dim") or width // max(1, heads)))
 
     @property
     def numbers(self) -> int:
@@ -153,8 +149,7 @@ def files(
     `learned` says in a few words what the prompt was learned on. No path of any machine is in them: PEFT is told where
     the base is by whoever loads it.
     """
-    text = model.get("text_config") if isinstance(model.get("text_config"), dict) else model
-    assert isinstance(text, Mapping)
+    text = text_config(model)
     heads = Heads.of(model)
     config = {
         "base_model_name_or_path": "",

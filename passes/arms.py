@@ -12,13 +12,13 @@ from rewright.formats import peft
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.peft import Adapter
 from rewright.formats.provenance import history
+from rewright.formats.text_config import positions_of
 from rewright.passes import registry, soft_prompt
 from rewright.passes.context import Reporter
 from rewright.passes.errors import InputError
 from rewright.passes.evaluate import evaluate
 from rewright.passes.inputs import Inputs
 from rewright.passes.pipeline import execute
-from rewright.passes.prompt.units import positions_of
 from rewright.passes.recipe import Stage
 from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import from_plain

@@ -15,6 +15,7 @@ from rewright.formats.packing import parse
 from rewright.formats.peft import Heads, attached, read_adapter
 from rewright.formats.provenance import STAMP, read_stamp
 from rewright.formats.strict import read_json
+from rewright.formats.text_config import text_config
 from rewright.passes.kinds import KINDS, LAYER_KINDS, kind_of
 from rewright.passes.matrices import by_kind, packed_module, packed_weights, takes, to_count
 from rewright.passes.models.families import FAMILIES
@@ -60,8 +61,7 @@ def summary(path: Path, count: bool | None = False) -> dict[str, Any]:
     parameters = sum(counts["parameters"] for counts in kinds.values())
     layers = [kinds[kind] for kind in LAYER_KINDS if kind in kinds]
     embedding, tokenizer = _embedding_rows(source), _tokenizer_rows(source.root, warnings)
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    stated = text.get("vocab_size") if isinstance(text, dict) else None
+    stated = text_config(config).get("vocab_size")
     if embedding is not None and isinstance(stated, int) and stated != embedding:
         warnings.append(f"config.json says `vocab_size` {stated}, the embedding has {embedding} rows")
     if embedding is not None and tokenizer is not None and tokenizer > embedding:

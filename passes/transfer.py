@@ -8,12 +8,12 @@ from typing import Any
 
 from rewright.formats import peft
 from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.text_config import positions_of
 from rewright.passes import soft_prompt, svg
 from rewright.passes.context import Reporter
 from rewright.passes.errors import InputError
 from rewright.passes.evaluate import evaluate
 from rewright.passes.inputs import Inputs
-from rewright.passes.prompt.units import positions_of
 from rewright.passes.run_options import RunOptions
 
 NONE = "no prompt"

@@ -14,6 +14,7 @@ from rewright.formats.compressed_tensors import Scheme
 from rewright.formats.dtypes import nbytes
 from rewright.formats.layout import TensorSpec
 from rewright.formats.packing import Record
+from rewright.formats.text_config import positions_of
 from rewright.passes.compress import cost, readers, records
 from rewright.passes.compress.shapes import Counting
 from rewright.passes.errors import InputError, UsageError
@@ -369,8 +370,8 @@ def estimate(options: CompressOptions, layout: Layout) -> Estimate:
 
 def sequence_length(options: CompressOptions, config: Mapping[str, Any]) -> int:
     """Tokens of a calibration sequence. Raises InputError past the model's positions."""
-    limit = config.get("max_position_embeddings") or config.get("n_positions")
-    if not isinstance(limit, int) or limit < 1:
+    limit = positions_of(config)
+    if limit is None or limit < 1:
         return options.sequence_length or 2048
     if options.sequence_length is not None and options.sequence_length > limit:
         raise InputError(f"`--sequence-length {options.sequence_length}` is past the model's {limit} positions")

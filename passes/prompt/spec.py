@@ -12,9 +12,10 @@ from rewright.formats import packing
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.packing import Packing
 from rewright.formats.peft import Adapter, Heads, read_adapter
+from rewright.formats.text_config import layers_of, positions_of, text_config
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.models.families import FAMILIES, family_of
-from rewright.passes.prompt.units import UNIT_TOKENS, positions_of
+from rewright.passes.prompt.units import UNIT_TOKENS
 from rewright.passes.spec import Estimate, Layout, Opt, Spec
 from rewright.passes.values import ModelPath, PromptStart
 
@@ -128,7 +129,7 @@ def tokens_of(options: PromptOptions) -> int:
 
 def slides(config: Mapping[str, Any]) -> bool:
     """Whether some layers see a window of what is before them, out of which a prompt would move."""
-    text = config.get("text_config") or config
+    text = text_config(config)
     window = text.get("sliding_window") if text.get("use_sliding_window", True) else None
     return window is not None or any(kind != "full_attention" for kind in text.get("layer_types") or ())
 
@@ -194,8 +195,7 @@ def _estimate(options: PromptOptions, layout: Layout) -> Estimate:
     tokens, (rows, width) = tokens_of(options), table(layout)
     numbers = Heads.of(layout.config).numbers if options.depth == "all" else width
     made = 2 * 4 * tokens * numbers
-    text: Mapping[str, Any] = layout.config.get("text_config") or layout.config
-    layers = int(text.get("num_hidden_layers") or text.get("n_layer") or 1)
+    layers = layers_of(layout.config)
     head = rows * width
     inner = max(0, weights_in(layout) - 2 * head if head * 2 < weights_in(layout) else weights_in(layout) - head)
     length = options.sequence_length

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 # Tokens that go through the model together, the prompt's included. Fixed: another number would round sums otherwise.
 UNIT_TOKENS = 2048
-
-
-def positions_of(config: Mapping[str, Any]) -> int | None:
-    """The positions that a model has; None where its config sets no limit."""
-    text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
-    assert isinstance(text, Mapping)
-    found = text.get("max_position_embeddings", text.get("n_positions"))
-    return found if isinstance(found, int) else None
 
 
 def units(lengths: Sequence[int], before: int) -> list[list[int]]:

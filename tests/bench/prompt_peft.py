@@ -23,9 +23,7 @@ import torch
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.passes import calibration
-from rewright.passes.context import Context, Silent
-from rewright.passes.inputs import Inputs
-from rewright.passes.journal import Journal
+from rewright.passes.context import Context
 from rewright.passes.loading import import_model, load, register
 from rewright.passes.machine import peak_resident, prepare
 from rewright.passes.models.prompted import Front
@@ -37,23 +35,10 @@ from rewright.passes.scoring import padded
 from rewright.passes.soft_prompt import base_of
 from rewright.passes.training import BETAS, EPSILON, shuffled
 from tests.bench.harness import machine
+from tests.passes import prompting
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SIDES = ("rewright", "peft")
-
-
-def _context(source: Checkpoint, folder: Path) -> Context:
-    return Context(
-        seed=0,
-        device=torch.device("cpu"),
-        dtype="f32",
-        threads=1,
-        reporter=Silent(),
-        journal=Journal(folder),
-        inputs=Inputs(),
-        work=folder,
-        origin=source,
-    )
 
 
 def ours(context: Context, options: PromptOptions, source: Checkpoint, data: Data) -> dict[str, Any]:
@@ -132,7 +117,7 @@ def one(side: str, path: Path, options: PromptOptions) -> dict[str, Any]:
     prepare(1)
     source = Checkpoint.open(path)
     with tempfile.TemporaryDirectory() as folder:
-        context = _context(source, Path(folder))
+        context = prompting.context(Path(folder), path)
         import_model(source)
         if side == "peft":
             import peft  # noqa: F401  # not counted

@@ -13,6 +13,7 @@ from rewright.passes.compress import budget, polish
 from rewright.passes.training import Training
 from tests.passes.compressing import compress
 from tests.passes.conftest import STORIES
+from tests.passes.interruptions import raise_at
 from tests.passes.outputs import contents
 
 ALL: dict[str, Any] = {"sparsity": 0.5, "budget": "measured", "tune": 6, "polish": 5}
@@ -23,20 +24,6 @@ def whole(tiny: Callable[[str], Path], text: Path, tmp_path_factory: pytest.Temp
     out = tmp_path_factory.mktemp("whole") / "out"
     compress(tiny("llama"), out, text, **ALL)
     return out
-
-
-def _raise_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
-    """Interrupt the run at a call of something, once it has been done."""
-    real, calls = getattr(owner, name), []
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        result = real(*args, **kwargs)
-        calls.append(1)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(owner, name, interrupted)
 
 
 @pytest.mark.parametrize("pause", [0.0, 1e9], ids=["kept at every step", "kept at the first"])
@@ -70,7 +57,7 @@ def test_an_interruption_changes_no_byte(
 ) -> None:
     monkeypatch.setattr("rewright.passes.training.PAUSE", pause)
     with monkeypatch.context() as patched:
-        _raise_at(patched, owner, name, call)
+        raise_at(patched, owner, name, call)
         with pytest.raises(KeyboardInterrupt):
             compress(tiny("llama"), tmp_path / "cut", text, **ALL)
     assert not (tmp_path / "cut").exists()
@@ -93,7 +80,7 @@ def test_an_interruption_changes_no_byte_of_what_is_not_tuned(
     compress(tiny("mixtral"), tmp_path / "whole", text, **asked)
     monkeypatch.setattr("rewright.passes.training.PAUSE", 0.0)
     with monkeypatch.context() as patched:
-        _raise_at(patched, Training, "_update", call)
+        raise_at(patched, Training, "_update", call)
         with pytest.raises(KeyboardInterrupt):
             compress(tiny("mixtral"), tmp_path / "cut", text, **asked)
     compress(tiny("mixtral"), tmp_path / "cut", text, **asked)
@@ -107,7 +94,7 @@ def test_a_budget_goes_on_to_equal_bytes_with_more_rows_than_it_looks_at(
     asked = {"bits": 3.5, "budget": "measured", "samples": 19, "refine": 0, "mask": "sweep", "target": "own"}
     compress(STORIES, tmp_path / "whole", text, **asked)
     with monkeypatch.context() as patched:
-        _raise_at(patched, budget, "_measure_layer", 3)
+        raise_at(patched, budget, "_measure_layer", 3)
         with pytest.raises(KeyboardInterrupt):
             compress(STORIES, tmp_path / "cut", text, **asked)
     compress(STORIES, tmp_path / "cut", text, **asked)
@@ -120,7 +107,7 @@ def test_what_is_kept_is_not_done_again(
     monkeypatch.setattr("rewright.passes.training.PAUSE", 0.0)
     steps: list[int] = []
     with monkeypatch.context() as patched:
-        _raise_at(patched, Training, "_update", 9)
+        raise_at(patched, Training, "_update", 9)
         with pytest.raises(KeyboardInterrupt):
             compress(tiny("llama"), tmp_path / "out", text, **ALL)
     real = Training._update

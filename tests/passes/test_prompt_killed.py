@@ -18,6 +18,7 @@ from rewright.passes.prompt import teacher
 from rewright.passes.prompt.learn import Learner
 from rewright.passes.training import Training
 from tests.passes.forks import Forks, Strike
+from tests.passes.interruptions import raise_at
 from tests.passes.outputs import beside, contents, journal
 from tests.passes.prompting import prompt, words
 
@@ -53,20 +54,6 @@ def whole(half: Path, tiny: Callable[[str], Path], text: Path, tmp_path_factory:
     return made
 
 
-def _raise_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
-    """Interrupt the run at a call of something, once it has been done."""
-    real, calls = getattr(owner, name), []
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        result = real(*args, **kwargs)
-        calls.append(1)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(owner, name, interrupted)
-
-
 @pytest.mark.parametrize(
     ("owner", "name", "call", "pause"),
     [
@@ -89,7 +76,7 @@ def test_an_interruption_changes_no_byte(
     monkeypatch.setattr("rewright.passes.prompt.teacher.TOGETHER", 400)
     dst = tmp_path / "out"
     with monkeypatch.context() as patched:
-        _raise_at(patched, owner, name, call)
+        raise_at(patched, owner, name, call)
         with pytest.raises(KeyboardInterrupt):
             prompt(whole.source, dst, whole.text, **whole.options)
     assert not dst.exists()
@@ -103,7 +90,7 @@ def test_what_is_kept_is_not_done_again(whole: Whole, tmp_path: Path, monkeypatc
     monkeypatch.setattr("rewright.passes.prompt.teacher.TOGETHER", 400)
     dst = tmp_path / "out"
     with monkeypatch.context() as patched:
-        _raise_at(patched, Training, "_update", 6)
+        raise_at(patched, Training, "_update", 6)
         with pytest.raises(KeyboardInterrupt):
             prompt(whole.source, dst, whole.text, **whole.options)
     scratch = dst.with_name("out.partial") / "1-prompt.work"

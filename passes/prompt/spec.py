@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from rewright.formats import packing
 from rewright.formats.checkpoint import Checkpoint
+from rewright.formats.dtypes import nbytes
 from rewright.formats.packing import Packing
 from rewright.formats.peft import Adapter, Heads, read_adapter
 from rewright.formats.text_config import layers_of, positions_of, text_config
@@ -175,10 +176,14 @@ def _check_init(options: PromptOptions, adapter: Adapter, layout: Layout) -> Non
         )
 
 
-def weights_in(layout: Layout) -> int:
-    """How many weights a model multiplies by: all but the embedding, whatever form they are stored in."""
-    stated = packing.parse(layout.config)
-    return sum(_weights(name, shape, stated) for name, (_, shape) in layout.tensors.items())
+def layer_weights(layout: Layout) -> int:
+    """How many weights the decoder layers multiply by, whatever form they are stored in."""
+    family, stated = family_of(layout.config), packing.parse(layout.config)
+    return sum(
+        _weights(name, shape, stated)
+        for name, (_, shape) in layout.tensors.items()
+        if family.layer_of(name) is not None
+    )
 
 
 def _weights(name: str, shape: tuple[int, ...], stated: Packing | None) -> int:
@@ -196,8 +201,7 @@ def _estimate(options: PromptOptions, layout: Layout) -> Estimate:
     numbers = Heads.of(layout.config).numbers if options.depth == "all" else width
     made = 2 * 4 * tokens * numbers
     layers = layers_of(layout.config)
-    head = rows * width
-    inner = max(0, weights_in(layout) - 2 * head if head * 2 < weights_in(layout) else weights_in(layout) - head)
+    head, inner = rows * width, layer_weights(layout)
     length = options.sequence_length
     own = options.steps * options.batch_size * length
     seen = options.steps * options.batch_size * (tokens + length)
@@ -216,7 +220,7 @@ def _estimate(options: PromptOptions, layout: Layout) -> Estimate:
         flops += asked
     if not options.steps:
         flops, parts = 0, []
-    stored = sum(_bytes(*entry) for entry in layout.tensors.values())
+    stored = sum(nbytes(*entry) for entry in layout.tensors.values())
     activations = UNIT_TOKENS * layers * 18 * width * 4
     logits = 3 * (1 << 24) * 4
     teacher = options.steps * options.batch_size * options.sequence_length * TOP * 6 if options.distills else 0
@@ -234,12 +238,6 @@ def _estimate(options: PromptOptions, layout: Layout) -> Estimate:
             "parts": parts,
         },
     )
-
-
-def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    from rewright.formats.dtypes import nbytes
-
-    return nbytes(dtype, shape)
 
 
 PROMPT = Spec(

@@ -10,7 +10,7 @@ from rewright.formats.files import remove_tree
 from rewright.formats.peft import FOLDER, Base
 from rewright.passes import soft_prompt
 from rewright.passes.context import Context
-from rewright.passes.loading import load, stored_dtype
+from rewright.passes.loading import load, load_tokenizer, stored_dtype
 from rewright.passes.machine import compute_dtype
 from rewright.passes.models.prompted import Front
 from rewright.passes.prompt import report, start
@@ -47,7 +47,7 @@ def _learned(context: Context, options: PromptOptions, source: Checkpoint, base:
     if options.distills:
         teacher_path = options.teacher.checkpoint if options.teacher else context.origin.path
         check_teacher(source, teacher_path)
-    tokenizer = start.tokenizer_of(source)
+    tokenizer = load_tokenizer(source)
     data: Data = gather(context, options, tokenizer, base.rows)
     teacher = None
     if teacher_path is not None:

@@ -64,23 +64,12 @@ def words(options: PromptOptions, tokenizer: Any, rows: int) -> list[int]:
 
 def hard(options: PromptOptions, source: Checkpoint, base: Base) -> Front:
     """The embeddings of `--init-text`, as they are. Raises InputError."""
-    ids = words(options, tokenizer_of(source), base.rows)
+    ids = words(options, load_tokenizer(source), base.rows)
     count = options.tokens or len(ids)
     name = soft_prompt.table_of(source)
     rows = torch.cat([source.read_rows(name, one, one + 1) for one in (ids * (count // len(ids) + 1))[:count]])
     whole = Assembly(source, rows.dtype, torch.device("cpu")).model
     return Front((rows * torch.tensor(factor_of(whole.get_input_embeddings()), dtype=rows.dtype)).float())
-
-
-def tokenizer_of(source: Checkpoint) -> Any:
-    """The source's tokenizer. Raises InputError where it has none."""
-    tokenizer = load_tokenizer(source)
-    if tokenizer is None:
-        raise InputError(
-            f"`{source.path}` has no tokenizer, and a prompt of text needs one",
-            hint="put its `tokenizer.json` beside the weights",
-        )
-    return tokenizer
 
 
 def learned(context: Context, options: PromptOptions, base: Base, source: Checkpoint) -> Front:

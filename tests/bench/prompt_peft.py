@@ -24,7 +24,7 @@ import torch
 from rewright.formats.checkpoint import Checkpoint
 from rewright.passes import calibration
 from rewright.passes.context import Context
-from rewright.passes.loading import import_model, load, register
+from rewright.passes.loading import import_model, load, load_tokenizer, register
 from rewright.passes.machine import peak_resident, prepare
 from rewright.passes.models.prompted import Front
 from rewright.passes.prompt import start
@@ -71,7 +71,7 @@ def peers(context: Context, options: PromptOptions, source: Checkpoint, data: Da
     model = AutoModelForCausalLM.from_pretrained(source.root, dtype=torch.float32).eval()
     base = base_of(source)
     table = model.get_input_embeddings().weight
-    tokenizer = start.tokenizer_of(source)
+    tokenizer = load_tokenizer(source)
     begun = start.begin(context, options, base, source, model, tokenizer, data)
     assert options.tokens is not None
     asked = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=options.tokens)
@@ -121,7 +121,7 @@ def one(side: str, path: Path, options: PromptOptions) -> dict[str, Any]:
         import_model(source)
         if side == "peft":
             import peft  # noqa: F401  # not counted
-        tokenizer = start.tokenizer_of(source)
+        tokenizer = load_tokenizer(source)
         data = gather(context, options, tokenizer, base_of(source).rows)
         calibration.start_tokens(tokenizer)
         idle = peak_resident()

@@ -19,9 +19,9 @@ from rewright.formats.peft import FOLDER
 from rewright.passes.errors import InputError
 from rewright.passes.evaluate import evaluate
 from rewright.passes.generate import tokens_after
+from rewright.passes.loading import load_tokenizer
 from rewright.passes.models.prompted import Prompted
 from rewright.passes.models.running import new_cache
-from rewright.passes.prompt import start
 from rewright.passes.scoring import open_scorer
 from tests.passes.compressing import change
 from tests.passes.conftest import DATA, STORIES, TINY, make
@@ -59,7 +59,7 @@ def attach(tiny: Callable[[str], Path], text: Path, tmp_path_factory: pytest.Tem
 
 
 def _ids(text: str, model: Path = STORIES) -> list[int]:
-    tokenizer = start.tokenizer_of(Checkpoint.open(model))
+    tokenizer = load_tokenizer(Checkpoint.open(model))
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return ids
 

@@ -10,7 +10,7 @@ import torch
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.passes.errors import InputError
-from rewright.passes.prompt import start
+from rewright.passes.loading import load_tokenizer
 from rewright.passes.prompt.data import Data, gather
 from rewright.passes.prompt.spec import VALIDATION, PromptOptions
 from rewright.passes.scoring import Window
@@ -18,7 +18,7 @@ from tests.passes.conftest import STORIES
 from tests.passes.prompting import attached, context, prompt, report
 
 END = "<|endoftext|>"
-TOKENIZER: Any = start.tokenizer_of(Checkpoint.open(STORIES))
+TOKENIZER: Any = load_tokenizer(Checkpoint.open(STORIES))
 
 
 def _gather(folder: Path, *text: Path, seed: int = 0, **options: Any) -> Data:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.peft import Heads
-from rewright.passes.loading import load
+from rewright.passes.loading import load, load_tokenizer
 from rewright.passes.models.prompted import Front
 from rewright.passes.models.running import cache_name
 from rewright.passes.prompt import start, units
@@ -196,6 +196,6 @@ def test_a_pad_token_is_not_needed(rounded: Path, text: Path, tmp_path: Path) ->
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         said = json.loads((src / name).read_text())
         (src / name).write_text(json.dumps({key: value for key, value in said.items() if key != "pad_token"}))
-    assert start.tokenizer_of(Checkpoint.open(src)).pad_token is None
+    assert load_tokenizer(Checkpoint.open(src)).pad_token is None
     made, _ = prompt(src, tmp_path / "out", text, steps=2)
     assert made["metrics"]["steps"] == 2

@@ -273,7 +273,7 @@ def _study(model: Path, texts: Texts, recipes: Sequence[Recipe], store: Path, gi
             key = {"setting": name, "recipe": recipe.name, "seed": seed}
             if any(all(run[part] == value for part, value in key.items()) for run in found["runs"]):
                 continue
-            found.setdefault("dense", texts.score(model, given.threads))
+            found["dense"] = found.get("dense") or texts.score(model, given.threads)
             found.update(group_size=given.group_size, samples=given.samples)
             try:
                 made = measure(model, texts, stages, seed, given)

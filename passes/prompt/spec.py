@@ -86,6 +86,8 @@ class PromptOptions:
             raise UsageError("`--init-text` is empty")
         if self.teacher is not None and self.loss == "next-token":
             raise UsageError("`--teacher` counts for nothing with `--loss next-token`", hint="add `--loss distill`")
+        if not self.steps and (self.text or self.validation_text):
+            raise UsageError("a text counts for nothing with `--steps 0`", hint="leave out the text, or `--steps`")
         if not self.steps and self.depth == "all":
             raise UsageError("`--depth` is that of the prompt with `--steps 0`", hint="leave it out")
         if self.steps and self.learning_rate == 0:

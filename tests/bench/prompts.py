@@ -79,9 +79,9 @@ class Study:
         return self._make(f"compressed {setting}", self.model, "compress", **options)
 
     def learned(self, name: str, source: Path, recipe: dict[str, Any]) -> Path:
+        if recipe.get("steps") == 0:
+            return self._make(name, source, "prompt", **recipe)
         options: dict[str, Any] = {"text": [str(self.texts.calibration)], **recipe}
-        if options.get("steps") == 0:
-            return self._make(name, source, "prompt", **options)
         if options["loss"] == "distill":
             options["teacher"] = str(self.model)
         for key in ("tokens", "steps", "batch_size", "sequence_length", "learning_rate"):

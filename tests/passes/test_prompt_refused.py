@@ -71,6 +71,8 @@ def _refused(forks: Forks, code: int, told: str, src: Path, dst: Path, *asked: s
         ({"text": ["t"], "init": ""}, "`init` must be `vocab`, `text`, `random` or a prompt's file"),
         ({"text": ["t"], "teacher": "m"}, "`--teacher` counts for nothing with `--loss next-token`"),
         ({"text": ["t"], "teacher": "", "loss": "mix"}, "`teacher` must not be empty"),
+        ({"text": ["t"], "steps": 0, "init-text": "x"}, "a text counts for nothing with `--steps 0`"),
+        ({"validation-text": ["t"], "steps": 0, "init": "f"}, "a text counts for nothing with `--steps 0`"),
         ({"steps": 0, "init": "f", "depth": "all"}, "`--depth` is that of the prompt with `--steps 0`"),
         ({"text": ["t"], "learning-rate": 0}, "`--learning-rate 0` learns nothing"),
         ({"text": ["t"], "learning-rate": 1e39}, "`learning-rate` must be from 0 to 1e+06, not `1e+39`"),

@@ -15,7 +15,7 @@ def coefficients(length: int) -> tuple[float, ...]:
     """The sum over t = 0 .. L-1 of t^j, over L^(j+1), for j = 0 .. TERMS + 2: Faulhaber's formula, in fractions."""
     bernoulli = [Fraction(1)]
     for n in range(1, TERMS + 3):
-        bernoulli.append(-sum(comb(n + 1, k) * b for k, b in enumerate(bernoulli)) / (n + 1))
+        bernoulli.append(-sum((comb(n + 1, k) * b for k, b in enumerate(bernoulli)), Fraction()) / (n + 1))
     return tuple(
         float(sum(comb(j + 1, k) * bernoulli[k] / Fraction(length) ** k for k in range(j + 1)) / (j + 1))
         for j in range(TERMS + 3)

@@ -65,8 +65,7 @@ class _Filters:
         count = times // self.chunk
         tile = u.to(self.dtype).reshape(batch, channels, count, self.chunk).transpose(0, 1)
         flat = tile.reshape(channels, batch * count, self.chunk)
-        gathered = torch.view_as_complex((flat @ self.gather).unflatten(2, (-1, 2)))
-        gathered = gathered.view(channels, batch, count, state.shape[2])
+        gathered = torch.view_as_complex((flat @ self.gather).view(channels, batch, count, state.shape[2], 2))
         before = []
         # The state itself is carried in float64: it is what all later chunks have in common.
         for at in range(count):

@@ -37,6 +37,8 @@ def config_of(source: Checkpoint) -> Any:
     if isinstance(multiple, int) and multiple > 0 and isinstance(plain.get("vocab_size"), int):
         plain["vocab_size"] = -(-plain["vocab_size"] // multiple) * multiple
     if model_type not in CONFIG_MAPPING:
+        register()
+    if model_type not in CONFIG_MAPPING:
         raise InputError(f"transformers knows no model type `{model_type}`")
     with _as_input(source):
         return AutoConfig.for_model(str(model_type), **plain)
@@ -245,7 +247,9 @@ def load(
 
 
 def register() -> None:
-    """Teach plain transformers to read `bitmask-w4` checkpoints, decoded as they are loaded; once is enough."""
+    """Teach plain transformers our model classes, and to read `bitmask-w4` checkpoints; once is enough."""
     from rewright.passes import quantiser
+    from rewright.passes.models import hyena
 
     quantiser.register()
+    hyena.register()

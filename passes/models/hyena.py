@@ -65,7 +65,7 @@ class _Block(nn.Module):
 class _Embeddings(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.rows, config.d_model)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.d_model)
 
 
 class _Backbone(nn.Module):
@@ -94,6 +94,8 @@ class _Pretrained(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **given: Any) -> Any:
         """As transformers does it, but what the file lacks is refused, not drawn at random. Raises InputError."""
+        # or else the error does not name them
+        given["ignore_mismatched_sizes"] = True
         model, facts = super().from_pretrained(*args, output_loading_info=True, **given)
         lacking = sorted({*map(str, facts["missing_keys"]), *(str(key[0]) for key in facts["mismatched_keys"])})
         if lacking:
@@ -211,7 +213,7 @@ class _CausalLM(_Pretrained, GenerationMixin):  # type: ignore[misc]  # transfor
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.hyena = self._model(config)
-        self.lm_head = nn.Linear(config.d_model, config.rows, bias=False)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -220,11 +222,12 @@ class _CausalLM(_Pretrained, GenerationMixin):  # type: ignore[misc]  # transfor
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.hyena.set_input_embeddings(value)
 
-    def prepare_inputs_for_generation(self, *args: Any, **given: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As transformers does it; a token that was just made is never padding, and needs no mask."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **given)
+        # by the name of `kwargs` transformers knows that what the forward takes may be given
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
         read = inputs.get("input_ids")
-        if given.get("use_cache") and not given.get("is_first_iteration") and read is not None and read.shape[1] == 1:
+        if kwargs.get("use_cache") and not kwargs.get("is_first_iteration") and read is not None and read.shape[1] == 1:
             inputs["attention_mask"] = None
         return inputs
 
@@ -256,7 +259,7 @@ class _CausalLM(_Pretrained, GenerationMixin):  # type: ignore[misc]  # transfor
         logits = self.lm_head(read.last_hidden_state[:, kept]).float()
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.rows, **given)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **given)
         found = CausalLMOutputWithPast(
             loss=loss, logits=logits, hidden_states=read.hidden_states, **{_CACHE: read.get(_CACHE)}
         )

@@ -12,9 +12,9 @@ class HyenaDNAConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is
 
     `filter_order` is the width of the network that makes the filters, `emb_dim` the features of a position that it
     reads, `activation_freq` where the frequencies of its sines start; `max_seq_len` how many positions it knows.
-    `modulation_shift` is what is added to the decay that the network's output is multiplied by. `modal` is there when
-    the filters were distilled: the most `entries` of a filter and the most real `states`, a number for each layer, and
-    the taps of the `fir_head` (0 for none).
+    `modulation_shift` is added to the decay that the network's output is multiplied by. `vocab_size` becomes a
+    multiple of `pad_vocab_size_multiple`. `modal` is there when the filters were distilled: the most `entries` of a
+    filter and the most real `states`, a number for each layer, and the taps of the `fir_head` (0 for none).
     """
 
     model_type = "hyenadna"
@@ -52,12 +52,9 @@ class HyenaDNAConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.d_inner = 4 * self.d_model if self.d_inner is None else self.d_inner
+        # the rows of the embedding; transformers shapes what a head gives by this number
+        self.vocab_size = -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
         super().__post_init__(**kwargs)
-
-    @property
-    def rows(self) -> int:
-        """The rows of the embedding: the vocabulary, padded."""
-        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
 
     @property
     def filters(self) -> int:

@@ -181,11 +181,11 @@ class ModalFilter(Wide):
     def logs(self) -> torch.Tensor:
         """(log|p|, arg p) of every pole, float64 (filters, entries, 2); of an unused one, (-inf, 0)."""
         real, imaginary = self.poles.double().unbind(-1)
-        size = torch.hypot(real, imaginary)
+        used = (real != 0) | (imaginary != 0)
         # no gradient flows through the logarithm of nothing
-        used = size > 0
-        decay = torch.where(used, torch.where(used, size, 1.0).log(), -math.inf)
-        turn = torch.where(used, torch.atan2(imaginary, torch.where(used, real, 1.0)), 0.0)
+        real = torch.where(used, real, 1.0)
+        decay = torch.where(used, torch.hypot(real, imaginary).log(), -math.inf)
+        turn = torch.where(used, torch.atan2(imaginary, real), 0.0)
         return torch.stack([decay, turn], dim=-1)
 
     def impulse(self, length: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -200,13 +200,11 @@ class ModalFilter(Wide):
 
 
 def convolve(inputs: torch.Tensor, impulse: torch.Tensor) -> torch.Tensor:
-    """The causal convolution of inputs (..., channels, length) with impulse responses (channels, length).
+    """The causal convolution of inputs (..., channels, length) with impulse responses (channels, length), length > 0.
 
     By transforms of twice the length, in the dtype of the responses.
     """
     length = inputs.shape[-1]
-    if length == 0:
-        return inputs.to(impulse.dtype)
     spectrum = torch.fft.rfft(impulse, n=2 * length)
     found: torch.Tensor = torch.fft.irfft(
         torch.fft.rfft(inputs.to(impulse.dtype), n=2 * length) * spectrum, n=2 * length

@@ -31,6 +31,8 @@ class Long:
 
     def __call__(self, inputs: torch.Tensor, which: slice, place: int) -> torch.Tensor:
         """Filters `which` applied to inputs (rows, groups, filters, length), what is kept of which is at `place`."""
+        if inputs.shape[-1] == 0:
+            return inputs
         found = self._apply(inputs.to(self.dtype), which, slice(place, place + inputs.shape[1]))
         return found.to(inputs.dtype)
 
@@ -86,9 +88,9 @@ class Long:
         if inputs.shape[-1] == 1 or traced:
             found, state = self._steps(delayed, modal, which, h0, state)
         else:
-            rows, logs, residues = inputs.shape[0], modal.logs()[which], modal.residues[which].to(self.dtype)
+            shape, logs, residues = inputs.shape[:2], modal.logs()[which], modal.residues[which].to(self.dtype)
             found, state = modal_chunk_prefill(delayed.flatten(0, 1), logs, residues, h0, state.flatten(0, 1))
-            found, state = (part.view(rows, -1, *part.shape[1:]) for part in (found, state))
+            found, state = (part.view(*shape, *part.shape[1:]) for part in (found, state))
         self._left["state"].append(state)
         return found if head is None else found + head
 
@@ -101,7 +103,7 @@ class Long:
         for now in inputs.unbind(-1):
             outputs.append(h0 * now + (residues * values).real.sum(-1))
             values = poles * values + now[..., None]
-        return torch.stack(outputs, dim=-1) if outputs else inputs, torch.view_as_real(values)
+        return torch.stack(outputs, dim=-1), torch.view_as_real(values)
 
     def _head(
         self, layer: HyenaLayer, modal: ModalFilter, inputs: torch.Tensor, which: slice, place: slice

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from rewright.kernels.vandermonde import vandermonde
-from rewright.passes.hyena_distill.states import States
+from rewright.passes.hyena_distill.states import States, from_poles
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +90,15 @@ def joined(parts: list[Modal]) -> Modal:
         torch.cat([part.fir for part in parts]),
         torch.cat([part.states for part in parts]),
     )
+
+
+def by_states(modal: Modal) -> Iterator[tuple[torch.Tensor, States]]:
+    """Filters of equally many states together: their places, int64, and their poles as columns; none without states."""
+    poles = torch.view_as_complex(modal.poles)
+    used = (modal.residues != 0).any(dim=2)
+    both = torch.cat([poles, poles.conj()], dim=1)
+    there = torch.cat([used, used & (poles.imag != 0)], dim=1)
+    place = (~there).to(torch.int8).argsort(dim=1, stable=True)
+    for count in sorted({*modal.states.tolist()} - {0}):
+        chosen = (modal.states == count).nonzero()[:, 0]
+        yield chosen, from_poles(both[chosen].gather(1, place[chosen, :count]), math.inf)

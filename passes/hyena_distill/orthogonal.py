@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rewright.passes.hyena_distill.rules import PLAIN, Rules
 from rewright.passes.hyena_distill.states import States
 
 
@@ -29,41 +30,77 @@ class Factor:
     outside: torch.Tensor
 
 
-def factor(states: States, samples: torch.Tensor, *, slopes: bool, horizon: int | None = None) -> Factor:
-    """Factor the basis of `states` over the window of `samples` [C, n], n >= 1.
+def factor(states: States, samples: torch.Tensor, rules: Rules = PLAIN, *, slopes: bool) -> Factor:
+    """Factor the basis of `states` over the window of `samples` [C, n], n >= 1, in the norm of `rules`.
 
-    `horizon`, if given, is a number of steps >= n up to which the recurrence is held to zero after the samples.
+    The last rows of X are the rounding of each mode, at which g is zero.
     """
+    found = _blocks(states, samples, slopes) if rules.weighting is None else _whole(states, samples, rules, slopes)
+    length = samples.shape[1]
+    if rules.horizon is not None and rules.weighting is None:
+        reach = length
+        while reach < rules.horizon:
+            found = _with(found, _later(states, found.triangle, reach, length))
+            reach *= 2
+    decay = states.decay.clamp_min(1e-200)
+    norms = (torch.expm1(-2 * length * decay) / torch.expm1(-2 * decay)).sqrt()
+    rounding = torch.diag_embed(rules.noise * norms)
+    if slopes:
+        rounding = torch.cat([rounding, torch.zeros_like(rounding)], dim=2)
+    return _with(found, rounding)
+
+
+def _with(found: Factor, rows: torch.Tensor, targets: torch.Tensor | None = None) -> Factor:
+    """With `rows` [C, r, columns] more, at which g is `targets` [C, r] or zero."""
+    Q, R = torch.linalg.qr(torch.cat([found.triangle, rows], dim=1))
+    if targets is None:
+        targets = rows.new_zeros(rows.shape[:2])
+    inside, missed = _project(Q, torch.cat([found.inside, targets], dim=1)[:, None])
+    return Factor(R, inside[:, 0], torch.hypot(found.outside, missed.sqrt()))
+
+
+def _blocks(states: States, samples: torch.Tensor, slopes: bool) -> Factor:
+    """The factor over the window in the plain norm, by blocks."""
     channels, length = samples.shape
-    columns = states.order * (2 if slopes else 1)
-    least = max(64, 2 * columns)
+    least = max(64, 2 * states.order * (2 if slopes else 1))
     blocks = 1 << max((length // least).bit_length() - 1, 0)
     size = length // blocks
-    whole = blocks * size
-    first = _basis(states, size, length, slopes)
-    Q, R = torch.linalg.qr(first)
-    pieces = samples[:, :whole].reshape(channels, blocks, size)
-    inside, outside = _project(Q, pieces)
-    reach = size
+    whole, reach = blocks * size, size
+    Q, R = torch.linalg.qr(_basis(states, size, length, slopes))
+    inside, outside = _project(Q, samples[:, :whole].reshape(channels, blocks, size))
     while blocks > 1:
         Q, R = torch.linalg.qr(torch.cat([R, _later(states, R, reach, length)], dim=1))
         inside, missed = _project(Q, inside.reshape(channels, blocks // 2, -1))
         outside = outside + missed
         blocks, reach = blocks // 2, 2 * reach
-    inside = inside[:, 0]
-    if whole < length:
-        rest = _later(states, _basis(states, length - whole, length, slopes), whole, length)
-        Q, R = torch.linalg.qr(torch.cat([R, rest], dim=1))
-        together = torch.cat([inside, samples[:, whole:]], dim=1)
-        inside, missed = _project(Q, together[:, None])
-        inside, outside = inside[:, 0], outside + missed
-    reach = length
-    while horizon is not None and reach < horizon:
-        Q, R = torch.linalg.qr(torch.cat([R, _later(states, R, reach, length)], dim=1))
-        together = torch.cat([inside, torch.zeros_like(inside)], dim=1)
-        inside, missed = _project(Q, together[:, None])
-        inside, outside, reach = inside[:, 0], outside + missed, 2 * reach
-    return Factor(R, inside, outside.sqrt())
+    found = Factor(R, inside[:, 0], outside.sqrt())
+    if whole == length:
+        return found
+    rest = _later(states, _basis(states, length - whole, length, slopes), whole, length)
+    return _with(found, rest, samples[:, whole:])
+
+
+def _whole(states: States, samples: torch.Tensor, rules: Rules, slopes: bool) -> Factor:
+    """The factor in a weighted norm: the basis at full length, convolved."""
+    assert rules.weighting is not None
+    length = samples.shape[1]
+    steps = length if rules.horizon is None else 2 * length
+    basis = _basis(states, steps, length, slopes).transpose(1, 2)
+    samples = torch.nn.functional.pad(samples, (0, steps - length))
+    basis = convolved(basis, rules.weighting.unsqueeze(-2)).transpose(1, 2)
+    Q, R = torch.linalg.qr(basis)
+    inside, missed = _project(Q, convolved(samples, rules.weighting)[:, None])
+    return Factor(R, inside[:, 0], missed.sqrt())
+
+
+def convolved(signals: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+    """Causal convolution along the last axis, as long as `signals`; leading axes broadcast."""
+    length = signals.shape[-1]
+    response = response[..., :length]
+    period = 1 << (length + response.shape[-1] - 1).bit_length()
+    spectrum = torch.fft.rfft(signals, period) * torch.fft.rfft(response, period)
+    found: torch.Tensor = torch.fft.irfft(spectrum, period)[..., :length]
+    return found
 
 
 def _basis(states: States, steps: int, length: int, slopes: bool) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from rewright.passes.hyena_distill.orthogonal import Factor, factor
 from rewright.passes.hyena_distill.residues import solve
+from rewright.passes.hyena_distill.rules import Rules
 from rewright.passes.hyena_distill.states import States
 
 # A step changes a decay by this factor at most (in its logarithm), and an angle by that much (radians).
@@ -47,18 +48,13 @@ class Polished:
         )
 
 
-def polish(
-    states: States, samples: torch.Tensor, steps: int, longest: float, *, horizon: int | None = None
-) -> Polished:
-    """At most `steps` steps from `states` for `samples` [C, n]; the error of no filter rises.
-
-    Every mode keeps shrinking by 1 / `longest` a step at least.
-    """
-    found = factor(states, samples, slopes=True, horizon=horizon)
+def polish(states: States, samples: torch.Tensor, steps: int, rules: Rules) -> Polished:
+    """At most `steps` steps from `states` for `samples` [C, n]; the error of no filter rises."""
+    found = factor(states, samples, rules, slopes=True)
     coefficients, errors = solve(found, states.order)
     best = Polished(states, coefficients, errors)
     active = torch.arange(samples.shape[0], device=samples.device)
-    work = _Work(samples, states, found, coefficients, errors)
+    work = _Work(samples, rules, states, found, coefficients, errors)
     for _ in range(steps):
         going = work.going()
         if not bool(going.all()):
@@ -66,7 +62,7 @@ def polish(
             active, work = active[going], work.rows(going)
         if active.numel() == 0:
             return best
-        work.step(longest, horizon)
+        work.step()
     return best.put(active, work.fit())
 
 
@@ -76,6 +72,7 @@ class _Work:
     def __init__(
         self,
         samples: torch.Tensor,
+        rules: Rules,
         states: States,
         found: Factor,
         coefficients: torch.Tensor,
@@ -83,7 +80,7 @@ class _Work:
         damping: torch.Tensor | None = None,
         idle: torch.Tensor | None = None,
     ) -> None:
-        self.samples, self.states, self.found = samples, states, found
+        self.samples, self.rules, self.states, self.found = samples, rules, states, found
         self.coefficients, self.errors = coefficients, errors
         self.damping = torch.full_like(errors, _DAMPING_START) if damping is None else damping
         self.idle = torch.zeros_like(errors) if idle is None else idle
@@ -92,6 +89,7 @@ class _Work:
         found = Factor(self.found.triangle[chosen], self.found.inside[chosen], self.found.outside[chosen])
         return _Work(
             self.samples[chosen],
+            self.rules.rows(chosen),
             self.states.rows(chosen),
             found,
             self.coefficients[chosen],
@@ -106,13 +104,14 @@ class _Work:
     def going(self) -> torch.Tensor:
         return (self.idle < _PATIENCE) & (self.damping < _DAMPING_END) & (self.errors > 0)
 
-    def step(self, longest: float, horizon: int | None) -> None:
+    def step(self) -> None:
+        longest = self.rules.limit
         decay_step, angle_step = self._direction(longest)
         decay = (self.states.decay * decay_step.exp()).clamp_min(1 / longest).clamp_max(700.0)
         angle = (self.states.angle + angle_step).abs()
         angle = torch.where(angle > math.pi, 2 * math.pi - angle, angle)
         trial = States(decay, angle, self.states.pairs)
-        found = factor(trial, self.samples, slopes=True, horizon=horizon)
+        found = factor(trial, self.samples, self.rules, slopes=True)
         coefficients, errors = solve(found, trial.order)
         better = errors < self.errors
         fall = torch.where(better, 1 - errors / self.errors.clamp_min(1e-300), 0.0)

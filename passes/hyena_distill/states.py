@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from rewright.kernels.vandermonde import vandermonde
+
 
 @dataclass(frozen=True, slots=True)
 class States:
@@ -45,6 +47,12 @@ class States:
             self.angle.index_put((chosen,), others.angle),
             self.pairs.index_put((chosen,), others.pairs),
         )
+
+    def sum(self, coefficients: torch.Tensor, length: int) -> torch.Tensor:
+        """[C, length]: the columns times `coefficients` [C, d]."""
+        second = self.kinds() == 2
+        residues = torch.stack([torch.where(second, 0.0, coefficients), torch.where(second, coefficients, 0.0)], dim=-1)
+        return vandermonde(torch.stack([-self.decay, self.angle], dim=-1), residues, length)
 
     def poles(self) -> torch.Tensor:
         """Complex [C, d], each pair as a conjugate pair, a real pole without an imaginary part."""

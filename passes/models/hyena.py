@@ -27,6 +27,8 @@ from rewright.passes.models.hyena_state import HyenaLayer, layers_of
 
 _log = logging.get_logger(__name__)
 
+# Tokens of a long prompt that a recurrence reads at once.
+PIECE = 1 << 12
 # The later names of the one tensor of frequencies that a filter's network has.
 _ALIAS = re.compile(r"\.implicit_filter\.(?!1\.)\d+\.freq$")
 # What this transformers calls the cache in what a model returns.
@@ -245,13 +247,19 @@ class _CausalLM(_Pretrained, GenerationMixin):  # type: ignore[misc]  # transfor
         return_dict: bool | None = None,
         **given: Any,
     ) -> Any:
-        """Logits (rows, length or those to keep, rows of the embedding) in float32, and the loss of `labels`."""
+        """Logits (rows, length or those to keep, rows of the embedding) in float32, and the loss of `labels`.
+
+        A long prompt of which only the last logits are wanted goes into a recurrence in pieces: the memory that takes
+        does not grow with it.
+        """
+        cache = past_key_values if cache is None else cache
+        if cache is not None and input_ids is not None and not torch.is_grad_enabled():
+            input_ids = self._read_ahead(input_ids, attention_mask, cache, logits_to_keep)
         read = self.hyena(
             input_ids=input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             cache=cache,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
         )
@@ -264,6 +272,19 @@ class _CausalLM(_Pretrained, GenerationMixin):  # type: ignore[misc]  # transfor
             loss=loss, logits=logits, hidden_states=read.hidden_states, **{_CACHE: read.get(_CACHE)}
         )
         return found.to_tuple() if return_dict is False else found
+
+    def _read_ahead(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, cache: Any, kept: int | torch.Tensor
+    ) -> torch.Tensor:
+        """Have the cache read a long text but for its end, which is returned."""
+        if self.config.modal is None or ids.shape[1] <= PIECE:
+            return ids
+        last = kept if isinstance(kept, int) else int(kept.tolist() == [-1])
+        while last and ids.shape[1] > max(last, PIECE):
+            seen = None if mask is None else mask[:, : mask.shape[1] - ids.shape[1] + PIECE]
+            self.hyena(input_ids=ids[:, :PIECE], attention_mask=seen, cache=cache, use_cache=True)
+            ids = ids[:, PIECE:]
+        return ids
 
 
 class HyenaDNAModel(_Model):

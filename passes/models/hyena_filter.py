@@ -14,11 +14,9 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from rewright.kernels.hyena_filter import hyena_filter
 from rewright.kernels.vandermonde import vandermonde
 from rewright.passes.errors import InputError
-
-# Positions whose features are in memory at once, where no gradient is wanted.
-POSITIONS = 1 << 15
 
 
 class Wide(nn.Module):
@@ -68,9 +66,9 @@ class Sine(nn.Module):
         self.frequency = frequency
         self.freq = nn.Parameter(torch.empty(1, width)) if learned else frequency
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        freq = self.freq.to(inputs.dtype) if isinstance(self.freq, torch.Tensor) else self.freq
-        return torch.sin(freq * inputs)
+    def rate(self, like: torch.Tensor) -> torch.Tensor:
+        """The frequencies, a vector."""
+        return self.freq[0] if isinstance(self.freq, torch.Tensor) else torch.full_like(like, self.freq)
 
 
 class Modulation(nn.Module):
@@ -118,22 +116,24 @@ class ImplicitFilter(Wide):
                 f"{length} tokens are past the {self.positions} positions that the filters have",
                 hint="give less text, or distil the filters into a recurrence with `rewright hyena-distill`",
             )
-        step = length if torch.is_grad_enabled() else POSITIONS
-        parts = [self._between(first, min(first + step, length), dtype) for first in range(0, length, max(step, 1))]
-        found = torch.cat(parts, dim=1) if parts else self.bias.new_empty(len(self.bias), 0, dtype=dtype)
+        times, deltas = self.pos_emb.t[0, :length, 0], self.modulation.deltas[0, 0]
+        *sines, last = (layer for layer in self.implicit_filter if isinstance(layer, nn.Linear))
+        sine = self.implicit_filter[1]
+        assert isinstance(sine, Sine)
+        frequency = sine.rate(sines[0].bias)
+        features = self.pos_emb.z[0, :length].to(dtype)
+        if torch.is_grad_enabled():
+            values = features
+            for layer in sines:
+                values = layer.weight.to(dtype) @ values.T + layer.bias.to(dtype)[:, None]
+                values = torch.sin(frequency.to(dtype)[:, None] * values).T
+            window = torch.exp(-deltas.to(dtype).abs()[:, None] * times.to(dtype)) + self.modulation.shift
+            found = last.weight.to(dtype) @ values.T * window
+        else:
+            weights, biases = [layer.weight for layer in (*sines, last)], [layer.bias for layer in sines]
+            rates = [frequency] * len(sines)
+            found = hyena_filter(features, times, weights, biases, rates, deltas, self.modulation.shift)
         return torch.cat([found[:, :1] + self.bias.to(dtype)[:, None], found[:, 1:]], dim=1)
-
-    def _between(self, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
-        values = self.pos_emb.z[0, first:last].to(dtype)
-        for layer in self.implicit_filter:
-            if isinstance(layer, nn.Linear):
-                bias = None if layer.bias is None else layer.bias.to(dtype)
-                values = nn.functional.linear(values, layer.weight.to(dtype), bias)
-            else:
-                values = layer(values)
-        time, deltas = self.pos_emb.t[0, first:last].to(dtype), self.modulation.deltas[0].to(dtype)
-        found: torch.Tensor = values * (torch.exp(-time * deltas.abs()) + self.modulation.shift)
-        return found.T
 
 
 def filled(module: ImplicitFilter, tensors: Mapping[str, torch.Tensor], name: str) -> ImplicitFilter:

@@ -52,7 +52,9 @@ def text_tokenizer() -> Tokenizer:
 def dna_tokenizer() -> Tokenizer:
     """HyenaDNA's letters, in either case, with nothing in front."""
     made = Tokenizer(models.WordLevel(DNA, unk_token="[UNK]"))
-    made.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s"), ""), normalizers.Uppercase()])
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"\s"), ""), *(normalizers.Replace(one.lower(), one) for one in "ACGTN")]
+    )
     made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     made.decoder = decoders.Fuse()
     made.add_special_tokens([name for name in DNA if len(name) > 1])
@@ -144,7 +146,7 @@ def train(given: argparse.Namespace, tokens: torch.Tensor, held: torch.Tensor) -
         recent = float(loss.detach()) if step == 1 else 0.95 * recent + 0.05 * float(loss.detach())
         if step % 50 == 0:
             print(f"step {step}: loss {recent:.4f}, {used:.0f} s", file=sys.stderr, flush=True)
-        if used > budget:
+        if time.perf_counter() - started > budget:
             break
     return model, {
         "kind": given.kind,

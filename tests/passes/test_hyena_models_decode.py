@@ -195,3 +195,30 @@ def test_our_own_loops_run_them(kind: str, distilled: dict[tuple[str, int], Any]
     _, _, first = greedy(model, tokens(1, 9)[0].tolist(), 4)
     _, _, second = greedy(model, tokens(1, 90)[0].tolist(), 4)
     assert first == second > 0
+
+
+@pytest.mark.parametrize("kind", ["order 3", "multihyena"])
+def test_long_prompts_are_read_in_pieces(
+    kind: str, distilled: dict[tuple[str, int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where only the last logits are wanted, whichever way that is said; padding too."""
+    model, ids = distilled[kind, 5], tokens(2, 60)
+    mask = torch.ones_like(ids)
+    mask[1, :20] = 0
+    lengths: list[int] = []
+    model.hyena.register_forward_pre_hook(
+        lambda _, args, given: lengths.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    for kept in (1, 3, torch.tensor([-1])):
+        lengths.clear()
+        expected = logits(model, ids, attention_mask=mask, use_cache=False, logits_to_keep=kept)
+        monkeypatch.setattr("rewright.passes.models.hyena.PIECE", 16)
+        cache = DynamicCache(config=model.config)
+        found = logits(model, ids, attention_mask=mask, cache=cache, logits_to_keep=kept)
+        monkeypatch.undo()
+        assert lengths == [60, 16, 16, 16, 12]
+        assert cache.get_seq_length() == 60
+        assert (found - expected).abs().max() <= 1e-4
+    monkeypatch.setattr("rewright.passes.models.hyena.PIECE", 16)
+    whole = logits(model, ids, cache=DynamicCache(config=model.config), logits_to_keep=0)
+    assert whole.shape[1] == 60

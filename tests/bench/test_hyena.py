@@ -54,7 +54,7 @@ def test_a_model_of_letters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert model.config.modulation_shift == 0.05
     names = load_file(tmp_path / "out/model.safetensors")
     assert names["hyena.backbone.embeddings.word_embeddings.weight"].shape == (16, 8)
-    assert evaluate(tmp_path / "out", text=held, device="cpu", threads=1)["scored_tokens"] == 31
+    assert evaluate(tmp_path / "out", text=held, device="cpu", threads=1)["scored_tokens"] == 31 + 9
 
 
 def test_the_decoding_study(tmp_path: Path) -> None:

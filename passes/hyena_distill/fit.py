@@ -12,7 +12,7 @@ from rewright.passes.errors import InputError
 from rewright.passes.hyena_distill.balanced import balanced
 from rewright.passes.hyena_distill.bound import half
 from rewright.passes.hyena_distill.closed_form import closed_form, interpolated, longest
-from rewright.passes.hyena_distill.gradient import gradient
+from rewright.passes.hyena_distill.gradient import STEPS, gradient
 from rewright.passes.hyena_distill.modal import Modal, from_states, joined
 from rewright.passes.hyena_distill.polish import Polished
 from rewright.passes.hyena_distill.rules import Rules
@@ -118,7 +118,7 @@ class _Task:
             case "closed-form":
                 return closed_form(samples, order, self.refine, rules, self.seed)
             case "gradient":
-                return gradient(samples, order, limit=rules.limit, seed=self.seed)
+                return gradient(samples, order, limit=rules.limit, seed=self.seed, steps=STEPS)
             case "balanced":
                 return balanced(samples, order, limit=rules.limit, seed=self.seed)
             case "modal":

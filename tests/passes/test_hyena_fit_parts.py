@@ -145,11 +145,11 @@ def twice(index: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_fixed_point_matches_value_and_slope_at_its_poles() -> None:
-    samples = suite.s4d(8, 4000, states=12)[:, 1:]
+    samples = suite.s4d(5, 4000, states=12)[:, 1:]
     samples = samples / samples.norm()
     states = from_poles(torch.tensor([[0.9, 0.8, 0.7, 0.6]], dtype=torch.complex128), 1e5)
     begun = interpolate(states, samples, 0, Rules(1e5))
-    found = interpolate(states, samples, 60, Rules(1e5))
+    found = interpolate(states, samples, 120, Rules(1e5))
     assert float(found.errors) < float(begun.errors)
     gap = samples - states_sum(found, samples.shape[1])
     time = torch.arange(samples.shape[1])

@@ -20,6 +20,7 @@ from rewright.passes.calibration import has_tokenizer
 from rewright.passes.errors import InputError
 from rewright.passes.machine import give_back
 from rewright.passes.models.families import FAMILIES, family_of
+from rewright.passes.models.hyena_letters import letters_of, letters_tokenizer
 from rewright.passes.models.packed import PackedLinear
 from rewright.passes.models.packed_forms import Arena, Scratch
 from rewright.passes.weights import Weights
@@ -200,8 +201,12 @@ def load_tokenizer(source: Checkpoint) -> Any | None:
 
     if not has_tokenizer(source):
         return None
+    letters = letters_of(source.root)
+    if letters is not None:
+        return letters_tokenizer(letters)
     try:
-        return AutoTokenizer.from_pretrained(source.root, local_files_only=True)
+        # unless told that code is not trusted, transformers asks
+        return AutoTokenizer.from_pretrained(source.root, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         # transformers raises whatever its many tokenizer classes raise
         raise InputError(f"the tokenizer of `{source.path}` cannot be read: {error}".splitlines()[0]) from error

@@ -102,6 +102,12 @@ class _Pretrained(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
         lacking = sorted({*map(str, facts["missing_keys"]), *(str(key[0]) for key in facts["mismatched_keys"])})
         if lacking:
             raise InputError(f"tensor `{lacking[0]}` is missing, or has another shape than `config.json` makes it")
+        for name, module in model.named_modules():
+            if isinstance(module, ModalFilter) and module.is_rounded():
+                raise InputError(
+                    f"the poles of `{name}` were rounded to 16 bits, and have lost their filters",
+                    hint="write them in float32, or distil the model again with `rewright hyena-distill`",
+                )
         return (model, facts) if output_loading_info else model
 
     def save_pretrained(self, *args: Any, state_dict: dict[str, torch.Tensor] | None = None, **given: Any) -> None:

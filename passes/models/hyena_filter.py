@@ -18,6 +18,10 @@ from rewright.kernels.hyena_filter import hyena_filter
 from rewright.kernels.vandermonde import vandermonde
 from rewright.passes.errors import InputError
 
+NARROW = (torch.bfloat16, torch.float16)
+# So many poles may be numbers of 16 bits by themselves.
+ROUND = 8
+
 
 class Wide(nn.Module):
     """A module that moves with its model, and does not follow it into a dtype narrower than float32."""
@@ -177,6 +181,12 @@ class ModalFilter(Wide):
         self.taps = taps
         if taps:
             self.fir = nn.Parameter(torch.empty(filters, taps))
+
+    def is_rounded(self) -> bool:
+        """Whether the poles hold no more than 16 bits, as those of a checkpoint that was cast do."""
+        held = self.poles.detach()[self.poles.detach() != 0]
+        # a few may be round numbers
+        return len(held) > ROUND and any(torch.equal(held, held.to(dtype).to(held.dtype)) for dtype in NARROW)
 
     def logs(self) -> torch.Tensor:
         """(log|p|, arg p) of every pole, float64 (filters, entries, 2); of an unused one, (-inf, 0)."""

@@ -76,32 +76,32 @@ class _Writer:
         token: torch.Tensor = read.logits[:, -1:].argmax(-1)
         return token
 
-    def write(self, count: int) -> float:
-        """Seconds a token."""
-        started = time.perf_counter()
+    def write(self, count: int) -> tuple[float, float]:
+        """Seconds a token, and seconds of this thread."""
+        started, own = time.perf_counter(), time.thread_time()
         for _ in range(count):
             self.token = self._next(self.token)
-        return (time.perf_counter() - started) / count
+        return (time.perf_counter() - started) / count, (time.thread_time() - own) / count
 
 
 @torch.inference_mode()
 def decoding(model: Any, ids: torch.Tensor, positions: Sequence[int], rounds: int, count: int) -> list[dict[str, Any]]:
     """Seconds a token after prompts of several lengths, in turns; bytes of what is kept."""
     writers = {position: _Writer(model, ids[:, :position]) for position in positions}
-    seconds: dict[int, list[float]] = {position: [] for position in positions}
+    taken: dict[int, list[tuple[float, float]]] = {position: [] for position in positions}
     for writer in writers.values():
         writer.write(count)
     for turn in range(rounds):
         # neither is always the first
         for position in list(positions)[:: 1 if turn % 2 else -1]:
-            seconds[position].append(writers[position].write(count))
+            taken[position].append(writers[position].write(count))
     config = model.config
     return [
         {
             "position": position,
-            "seconds": median(seconds[position]),
-            "quartiles": [quantiles(seconds[position], n=4)[place] for place in (0, 2)],
-            "least": min(seconds[position]),
+            "seconds": median(wall for wall, _ in taken[position]),
+            "own_seconds": median(own for _, own in taken[position]),
+            "own_quartiles": [quantiles([own for _, own in taken[position]], n=4)[place] for place in (0, 2)],
             "state_bytes": cache_bytes(writers[position].cache),
             # bfloat16, a key and a value as wide as the model in every layer
             "key_value_bytes": 4 * config.n_layer * config.d_model * position,
@@ -111,14 +111,15 @@ def decoding(model: Any, ids: torch.Tensor, positions: Sequence[int], rounds: in
 
 
 @torch.inference_mode()
-def convolving(model: Any, ids: torch.Tensor, rounds: int) -> float:
+def convolving(model: Any, ids: torch.Tensor, rounds: int) -> dict[str, Any]:
     """Seconds that one token takes when all are convolved again."""
-    seconds = []
+    seconds, own = [], []
     for _ in range(rounds):
-        started = time.perf_counter()
+        started, mine = time.perf_counter(), time.thread_time()
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
         seconds.append(time.perf_counter() - started)
-    return median(seconds)
+        own.append(time.thread_time() - mine)
+    return {"position": ids.shape[1], "seconds": median(seconds), "own_seconds": median(own)}
 
 
 @torch.inference_mode()
@@ -148,10 +149,7 @@ def study(path: Path, given: argparse.Namespace) -> dict[str, Any]:
         "entries": config.modal["entries"],
         "agreement": agreement(model, ids[:, : given.tokens]),
         "decode": decoding(model, ids, given.positions, given.rounds, given.count),
-        "convolution": {
-            "position": given.convolve,
-            "seconds": convolving(model, some_tokens(model, tokenizer, given.convolve), given.convolutions),
-        },
+        "convolution": convolving(model, some_tokens(model, tokenizer, given.convolve), given.convolutions),
         "prefill": [],
     }
     for length in given.prefill:
@@ -177,20 +175,23 @@ def page(found: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "| model | position | ms a token (quartiles) | state, bytes | keys and values, bytes |",
-        "| --- | --- | --- | --- | --- |",
+        "Other work ran on the machine, so seconds of the thread stand beside those of the clock.",
+        "",
+        "| model | position | ms a token | of the thread (quartiles) | state, bytes | keys and values, bytes |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in found["models"]:
         for at in row["decode"]:
-            spread = " .. ".join(f"{1e3 * value:.3f}" for value in at["quartiles"])
+            spread = " .. ".join(f"{1e3 * value:.3f}" for value in at["own_quartiles"])
             lines.append(
-                f"| `{row['model']}` | {at['position']:,} | {1e3 * at['seconds']:.3f} ({spread}) "
-                f"| {at['state_bytes']:,} | {at['key_value_bytes']:,} |"
+                f"| `{row['model']}` | {at['position']:,} | {1e3 * at['seconds']:.3f} "
+                f"| {1e3 * at['own_seconds']:.3f} ({spread}) | {at['state_bytes']:,} | {at['key_value_bytes']:,} |"
             )
         again = row["convolution"]
+        times = again["own_seconds"] / row["decode"][-1]["own_seconds"]
         lines.append(
-            f"| `{row['model']}`, convolution | {again['position']:,} | {1e3 * again['seconds']:.0f}, "
-            f"{again['seconds'] / row['decode'][-1]['seconds']:.0f} x | | |"
+            f"| `{row['model']}`, convolution | {again['position']:,} | {1e3 * again['seconds']:.0f} "
+            f"| {1e3 * again['own_seconds']:.0f}, {times:.0f} x | | |"
         )
     lines += ["", "| model | prompt | seconds | most above the model, MiB |", "| --- | --- | --- | --- |"]
     lines += [

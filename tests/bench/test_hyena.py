@@ -49,7 +49,7 @@ def test_a_model_of_letters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out)["steps"] == 1
     assert held.read_text() == ("ACGTTGCANNRACGTTTTACG" * 40)[-42:]
     model, tokenizer = load(tmp_path / "out")
-    assert tokenizer("acgtN r").input_ids == [7, 8, 9, 10, 11, 6]
+    assert tokenizer("acgtN r").input_ids == [7, 8, 9, 10, 11, 6, 1]
     assert tokenizer.decode([7, 8, 9, 10, 11]) == "ACGTN"
     assert model.config.modulation_shift == 0.05
     names = load_file(tmp_path / "out/model.safetensors")

@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rewright.passes.loading import register
+from rewright.passes.models.hyena_letters import LETTERS, SPECIAL, letters_tokenizer
 
 START = "<|endoftext|>"
 # HyenaDNA's numbers: seven for what is no letter, then the letters.
-DNA = {"[CLS]": 0, "[SEP]": 1, "[BOS]": 2, "[MASK]": 3, "[PAD]": 4, "[RESERVED]": 5, "[UNK]": 6} | {
-    letter: 7 + place for place, letter in enumerate("ACGTN")
-}
+DNA = {name: place for place, name in enumerate((*SPECIAL, *LETTERS))}
 SHAPES: dict[str, dict[str, Any]] = {
     "hyena": {"activation_freq": 14, "emb_dim": 33},
     "multihyena": {"activation_freq": 14, "emb_dim": 33, "num_heads": 16},
@@ -34,7 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def text_tokenizer() -> Tokenizer:
+def text_tokenizer() -> PreTrainedTokenizerFast:
     """Bytes as tokens, each with its own value as id, and 256 in front of a text."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -46,19 +45,8 @@ def text_tokenizer() -> Tokenizer:
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens([START])
     made.post_processor = processors.TemplateProcessing(single=f"{START} $A", special_tokens=[(START, 256)])
-    return made
-
-
-def dna_tokenizer() -> Tokenizer:
-    """HyenaDNA's letters, in either case, with nothing in front."""
-    made = Tokenizer(models.WordLevel(DNA, unk_token="[UNK]"))
-    made.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(r"\s"), ""), *(normalizers.Replace(one.lower(), one) for one in "ACGTN")]
-    )
-    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    made.decoder = decoders.Fuse()
-    made.add_special_tokens([name for name in DNA if len(name) > 1])
-    return made
+    names = dict.fromkeys(("bos_token", "eos_token", "pad_token"), START)
+    return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **names)
 
 
 def read(kind: str, path: Path) -> tuple[torch.Tensor, torch.Tensor, str]:
@@ -162,15 +150,8 @@ def train(given: argparse.Namespace, tokens: torch.Tensor, held: torch.Tensor) -
 def write(given: argparse.Namespace, model: Any) -> None:
     """The checkpoint with its tokenizer."""
     model.eval().save_pretrained(given.out)
-    tokenizer = dna_tokenizer() if given.kind == "hyenadna" else text_tokenizer()
-    tokenizer.save(str(given.out / "tokenizer.json"))
-    special = (
-        {"bos_token": "[BOS]", "eos_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
-        if given.kind == "hyenadna"
-        else {"bos_token": START, "eos_token": START, "pad_token": START}
-    )
-    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **special}
-    (given.out / "tokenizer_config.json").write_text(json.dumps(facts, indent=2) + "\n")
+    tokenizer = letters_tokenizer() if given.kind == "hyenadna" else text_tokenizer()
+    tokenizer.save_pretrained(given.out)
 
 
 def main(arguments: list[str] | None = None) -> int:

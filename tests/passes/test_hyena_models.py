@@ -230,6 +230,40 @@ def test_remote_code_of_the_hub_is_not_wanted(saved: Callable[..., Path]) -> Non
     assert (plain.lm_head(states) - logits(plain, tokens(2, 20))).abs().max() < 3e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_poles_are_refused(dtype: torch.dtype, saved: Callable[..., Path]) -> None:
+    """A checkpoint that something cast loads in float32 again, and its filters are others."""
+
+    def cast(held: dict[str, torch.Tensor], config: object) -> None:
+        held.update({name: value.to(dtype) for name, value in held.items()})
+
+    folder = saved("hyenadna", cast, taps=0)
+    for read in (AutoModelForCausalLM.from_pretrained, load):
+        with pytest.raises(InputError, match=r"poles of `.*layers.0.mixer.modal` were rounded to 16 bits"):
+            read(folder)
+
+
+def test_the_tokenizer_of_the_hub_is_not_run(
+    saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """HyenaDNA's is known; about any other's code nobody is asked."""
+    folder = saved("hyenadna", lambda held, config: None)
+    code = {"AutoTokenizer": ["tokenization_hyena.HyenaDNATokenizer", None]}
+    stated = {"tokenizer_class": "HyenaDNATokenizer", "auto_map": code, "characters": ["A", "C", "G", "T", "N"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated))
+    (folder / "tokenization_hyena.py").write_text("raise SystemExit('ran')")
+    _, tokenizer = load(folder)
+    assert tokenizer("ACGTN\nacx").input_ids == [7, 8, 9, 10, 11, 7, 8, 6, 1]
+    assert tokenizer(["ACG", "T"], padding=True).input_ids == [[7, 8, 9, 1], [4, 4, 10, 1]]
+    assert tokenizer.decode([7, 8, 9, 10, 11]) == "ACGTN"
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 1, 4)
+    (folder / "tokenizer_config.json").write_text(json.dumps({**stated, "tokenizer_class": "Other"}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    with pytest.raises(InputError, match=r"the tokenizer of `.*` cannot be read"):
+        load(folder)
+    assert capsys.readouterr().out == ""
+
+
 def test_tied_heads_are_stored_once(saved: Callable[..., Path]) -> None:
     folder = saved("hyena", lambda held, config: None)
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")

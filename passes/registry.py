@@ -9,6 +9,7 @@ from rewright.passes.cast.spec import CAST
 from rewright.passes.compress.spec import COMPRESS
 from rewright.passes.convert.spec import CONVERT
 from rewright.passes.errors import UsageError
+from rewright.passes.hyena_distill.spec import HYENA_DISTILL
 from rewright.passes.prompt.spec import PROMPT
 from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Spec, fields_of
@@ -26,7 +27,7 @@ def _checked(specs: Iterable[Spec]) -> dict[str, Spec]:
     return known
 
 
-SPECS: dict[str, Spec] = _checked([COMPRESS, PROMPT, CONVERT, CAST])
+SPECS: dict[str, Spec] = _checked([COMPRESS, PROMPT, HYENA_DISTILL, CONVERT, CAST])
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:

@@ -221,3 +221,21 @@ class PromptStart:
 
     def __str__(self) -> str:
         return self.word
+
+
+@dataclass(frozen=True, slots=True)
+class StateOrder:
+    """How many real states a recurrence has at most: an even number, or `auto` (states is None)."""
+
+    states: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> StateOrder:
+        if text == "auto":
+            return cls(None)
+        if not text.isdecimal() or int(text) < 2 or int(text) % 2:
+            raise ValueError(f"must be an even number of states or `auto`, not `{text}`")
+        return cls(int(text))
+
+    def __str__(self) -> str:
+        return "auto" if self.states is None else str(self.states)

@@ -1,0 +1,99 @@
+"""What a distilled checkpoint holds: its tensors, and what its config says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rewright.formats.dtypes import to_torch
+from rewright.formats.layout import TensorSpec
+from rewright.passes.hyena_distill.fits import Job
+from rewright.passes.hyena_distill.modal import Modal
+from rewright.passes.hyena_distill.plan import Group
+from rewright.passes.spec import Layout
+
+
+def tensors(job: Job) -> dict[str, tuple[Group, str]]:
+    """The tensors that hold recurrences, by name: their group, and which of its parts they are."""
+    found: dict[str, tuple[Group, str]] = {}
+    for group in job.groups:
+        if group.kind == "real-modal":
+            leaves = ("log_poles", "residues", *(["D"] if f"{group.out}.D" in group.tensors else []))
+        elif group.kind == "modal":
+            leaves = ("poles", "residues", "D")
+        else:
+            leaves = ("poles", "residues", "h0", *(["fir"] if job.options.fir_head else []))
+        found |= {f"{group.out}.{leaf}": (group, leaf) for leaf in leaves}
+    return found
+
+
+def specs(job: Job, layout: Layout, modals: Mapping[str, Modal]) -> list[TensorSpec]:
+    """Every tensor of the result: what is taken over as it is, and the recurrences where their filters stood."""
+    own = tensors(job)
+    gone = {
+        name
+        for group in job.groups
+        for name in group.tensors
+        if not (job.options.keep_filters and group.kind in ("bank", "implicit"))
+    }
+    first = {group.tensors[0]: group for group in job.groups}
+    found: list[TensorSpec] = []
+    for name, (dtype, shape) in layout.tensors.items():
+        if name in first:
+            group = first[name]
+            for made, (_, leaf_name) in own.items():
+                if own[made][0] is group:
+                    found.append(TensorSpec(made, group.dtype, tuple(leaf(modals[group.name], group, leaf_name).shape)))
+        if name not in gone and name not in own:
+            found.append(TensorSpec(name, dtype, shape))
+    return found
+
+
+def leaf(modal: Modal, group: Group, name: str) -> torch.Tensor:
+    """One tensor of a group's recurrences, in the layout of its kind and the dtype that it is stored in."""
+    return _values(modal, group, name).to(to_torch(group.dtype)).contiguous()
+
+
+def _values(modal: Modal, group: Group, name: str) -> torch.Tensor:
+    if group.kind in ("bank", "implicit"):
+        values: torch.Tensor = getattr(modal, name)
+        return values
+    # StripedHyena's filters are sum R p^t from t = 0 on, and its D comes on top at t = 0
+    poles, residues = torch.view_as_complex(modal.poles), torch.view_as_complex(modal.residues)
+    used = poles != 0
+    shifted = torch.where(used, residues / torch.where(used, poles, torch.ones_like(poles)), torch.zeros_like(residues))
+    if name == "log_poles":
+        return poles.real.clamp(min=torch.finfo(torch.float32).tiny).log()[..., None]
+    if name == "D":
+        return modal.h0 - shifted.real.sum(1)
+    if group.kind == "real-modal":
+        return shifted.real
+    return torch.view_as_real(poles if name == "poles" else shifted)[:, :, None, :]
+
+
+def config(job: Job, modals: Mapping[str, Modal]) -> dict[str, Any]:
+    """The keys of `config.json` that change."""
+    head = job.options.fir_head
+    if all(group.kind == "bank" for group in job.groups):
+        return {
+            "filters": {
+                group.name: {
+                    "length": group.length,
+                    "entries": modals[group.name].poles.shape[1],
+                    "fir_head": head,
+                    "states": modals[group.name].states.tolist(),
+                }
+                for group in job.groups
+            }
+        }
+    if all(group.kind == "implicit" for group in job.groups):
+        return {
+            "modal": {
+                "entries": [modals[group.name].poles.shape[1] for group in job.groups],
+                "states": [int(modals[group.name].states.max()) for group in job.groups],
+                "fir_head": head,
+            }
+        }
+    return {"state_size": max(modals[group.name].poles.shape[1] for group in job.groups)}

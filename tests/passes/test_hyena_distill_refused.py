@@ -1,0 +1,119 @@
+"""What `hyena-distill` refuses, most of it at the sight of headers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rewright.formats.errors import Refusal
+from rewright.passes.errors import InputError, UsageError
+from tests.passes.conftest import STORIES
+from tests.passes.distilling import bank, distill, dry, waves
+from tests.passes.hyenas import small
+from tests.passes.outputs import beside
+
+Tensors = dict[str, torch.Tensor]
+MIXER = "hyena.backbone.layers.1.mixer"
+LAST = f"{MIXER}.filter_fn.implicit_filter.6.weight"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"order": "7"}, "`order` must be an even number of states or `auto`, not `7`"),
+        ({"order": "0"}, "`order` must be an even number"),
+        ({"order": "many"}, "`order` must be an even number"),
+        ({"order": "auto", "tolerance": 0}, "no order reaches a tolerance of 0"),
+        ({"weighting": "input-spectrum"}, "`--weighting input-spectrum` is measured on a text"),
+        ({"order": 48}, "`--order 48` is more than 64 samples of `h` can show"),
+        ({"order": 4, "fir_head": 60}, "`h` has 64 samples, too few for a recurrence after `--fir-head 60`"),
+        ({"calibration_text": [str(STORIES / "config.json")]}, "a text counts for nothing here"),
+        ({"validation_text": [str(STORIES / "config.json")]}, "a text counts for nothing here"),
+        ({"horizon": 1}, "`horizon` must be at least 2"),
+    ],
+    ids=str,
+)
+def test_options(options: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=told):
+        dry(bank(tmp_path / "bank.safetensors", h=waves(2, 2, 64)), **options)
+
+
+def test_what_is_no_bank(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no tensor is a bank of impulse responses"):
+        dry(bank(tmp_path / "a.safetensors", h=torch.ones(4)))
+    with pytest.raises(InputError, match="`h` is 0 filters of 64 samples"):
+        dry(bank(tmp_path / "b.safetensors", h=torch.empty(0, 64)))
+    with pytest.raises(InputError, match=r"`h\.poles` is there already"):
+        dry(bank(tmp_path / "c.safetensors", **{"h": waves(1, 1, 64), "h.poles": torch.ones(3)}))
+
+
+def test_a_model_without_long_filters() -> None:
+    with pytest.raises(InputError, match="model type `llama` is not one") as refused:
+        dry(STORIES)
+    assert "hyenadna" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_filter_that_is_not_finite(value: float, tmp_path: Path) -> None:
+    filters = waves(3, 2, 64)
+    filters[1, 9] = value
+    with pytest.raises(InputError, match="filter 1 of `h` is not finite"):
+        distill(bank(tmp_path / "bank.safetensors", h=filters), tmp_path / "out", order=4)
+    assert beside(tmp_path / "out") == []
+
+
+def _lose(name: str) -> Callable[[Tensors, dict[str, Any]], None]:
+    def change(tensors: Tensors, config: dict[str, Any]) -> None:
+        del tensors[name]
+
+    return change
+
+
+def _say(**said: Any) -> Callable[[Tensors, dict[str, Any]], None]:
+    return lambda tensors, config: config.update(said)
+
+
+def _poison(tensors: Tensors, config: dict[str, Any]) -> None:
+    tensors[LAST][2] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_lose(f"{MIXER}.filter_fn.implicit_filter.2.bias"), r"`.*implicit_filter\.2\.bias` is missing"),
+        (_lose(f"{MIXER}.filter_fn.implicit_filter.1.freq"), r"`.*freq` is missing"),
+        (_say(max_seq_len=None), "does not say how long the filters are"),
+        (_say(max_seq_len=40), r"pos_emb\.[tz]` has shape"),
+        (_poison, "filter 2 of `hyena.backbone.layers.1.mixer` is not finite"),
+    ],
+)
+def test_a_damaged_model(change: Callable[[Tensors, dict[str, Any]], None], told: str, tmp_path: Path) -> None:
+    small("hyenadna").save_pretrained(tmp_path / "src")
+    weights, said = tmp_path / "src" / "model.safetensors", tmp_path / "src" / "config.json"
+    tensors, config = load_file(weights), json.loads(said.read_text())
+    change(tensors, config)
+    save_file(tensors, weights)
+    said.write_text(json.dumps(config))
+    with pytest.raises(Refusal, match=told):
+        distill(tmp_path / "src", tmp_path / "out", order=8)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_distilled_already(tmp_path: Path) -> None:
+    small("hyenadna", taps=0).save_pretrained(tmp_path / "src")
+    with pytest.raises(InputError, match="the filters are recurrences already"):
+        dry(tmp_path / "src", order=8)
+
+
+def test_a_text_needs_a_tokenizer(tmp_path: Path) -> None:
+    small("hyenadna").save_pretrained(tmp_path / "src")
+    text = tmp_path / "text.txt"
+    text.write_text("ACGT" * 100)
+    with pytest.raises(InputError, match="has no tokenizer"):
+        distill(tmp_path / "src", tmp_path / "out", order=8, calibration_text=[str(text)])

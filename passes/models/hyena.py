@@ -29,6 +29,12 @@ _log = logging.get_logger(__name__)
 
 # Tokens of a long prompt that a recurrence reads at once.
 PIECE = 1 << 12
+# How the training code of HyenaDNA and safari spells names, some with a wrapper that saves memory.
+_RENAMED = {
+    r"^model\.backbone\.": "hyena.backbone.",
+    r"^model\.lm_head\.": "lm_head.",
+    r"\.(mixer|mlp)\.layer\.": r".\1.",
+}
 # The later names of the one tensor of frequencies that a filter's network has.
 _ALIAS = re.compile(r"\.implicit_filter\.(?!1\.)\d+\.freq$")
 # What this transformers calls the cache in what a model returns.
@@ -95,7 +101,11 @@ class _Pretrained(PreTrainedModel):  # type: ignore[misc]  # transformers is unt
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **given: Any) -> Any:
-        """As transformers does it, but what the file lacks is refused, not drawn at random. Raises InputError."""
+        """As transformers does it, but what the file lacks is refused, not drawn at random. Raises InputError.
+
+        A file may have the names of the training code, and a model that was read from one is saved with them.
+        """
+        given.setdefault("key_mapping", dict(_RENAMED))
         # or else the error does not name them
         given["ignore_mismatched_sizes"] = True
         model, facts = super().from_pretrained(*args, output_loading_info=True, **given)

@@ -127,6 +127,30 @@ def test_one_tensor_of_frequencies_has_three_names(places: tuple[int, ...], save
     assert same(again, expected)
 
 
+@pytest.mark.parametrize("wrapper", ["", ".layer"])
+def test_names_of_the_training_code_are_read(wrapper: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+    """As its `.ckpt` has them once they are safetensors."""
+    pairs = [
+        ("hyena.", "model."),
+        ("lm_head", "model.lm_head"),
+        (".mixer", f".mixer{wrapper}"),
+        (".mlp", f".mlp{wrapper}"),
+    ]
+
+    def rename(held: dict[str, torch.Tensor], config: object) -> None:
+        for name in list(held):
+            other = name
+            for one, instead in pairs:
+                other = other.replace(one, instead)
+            held[other] = held.pop(name)
+
+    folder = saved("order 3", rename)
+    for model in (load(folder)[0], AutoModelForCausalLM.from_pretrained(folder)):
+        assert same(model, small("order 3"))
+    model.save_pretrained(tmp_path / "again")
+    assert load_file(tmp_path / "again/model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
+
+
 def test_positions_may_be_missing(saved: Callable[..., Path]) -> None:
     def drop(held: dict[str, torch.Tensor], config: object) -> None:
         for name in [name for name in held if ".pos_emb." in name]:

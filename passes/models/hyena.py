@@ -6,169 +6,33 @@ every token goes through the convolutions again.
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
-from transformers import initialization as init
+from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import logging
 
-from rewright.passes.errors import InputError
+from rewright.passes.models.hyena_base import HyenaPreTrainedModel
+from rewright.passes.models.hyena_block import Backbone
 from rewright.passes.models.hyena_config import HyenaConfig, HyenaDNAConfig, MultiHyenaConfig
-from rewright.passes.models.hyena_filter import ImplicitFilter, ModalFilter, Modulation, Positions, Sine
-from rewright.passes.models.hyena_mixer import HyenaMixer, Mixer, MultiHyenaMixer
-from rewright.passes.models.hyena_state import HyenaLayer, layers_of
+from rewright.passes.models.hyena_state import layers_of
 
 _log = logging.get_logger(__name__)
 
 # Tokens of a long prompt that a recurrence reads at once.
 PIECE = 1 << 12
-# How the training code of HyenaDNA and safari spells names, some with a wrapper that saves memory.
-_RENAMED = {
-    r"^model\.backbone\.": "hyena.backbone.",
-    r"^model\.lm_head\.": "lm_head.",
-    r"\.(mixer|mlp)\.layer\.": r".\1.",
-}
-# The later names of the one tensor of frequencies that a filter's network has.
-_ALIAS = re.compile(r"\.implicit_filter\.(?!1\.)\d+\.freq$")
 # What this transformers calls the cache in what a model returns.
 _CACHE = "cache" if any(field.name == "cache" for field in fields(CausalLMOutputWithPast)) else "past_key_values"
 
 
-class _Perceptron(nn.Module):
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.d_model, config.d_inner)
-        self.fc2 = nn.Linear(config.d_inner, config.d_model)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.fc2(nn.functional.gelu(self.fc1(hidden), approximate="tanh"))
-        return found
-
-
-class _Block(nn.Module):
-    """Norm, mixer, norm, perceptron; what is added up stays in float32."""
-
-    def __init__(self, config: Any, index: int) -> None:
-        super().__init__()
-        mixer = MultiHyenaMixer if isinstance(config, MultiHyenaConfig) else HyenaMixer
-        self.mixer: Mixer = mixer(config, index)
-        self.norm1 = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
-        self.mlp = _Perceptron(config)
-        self.norm2 = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
-
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None, layer: HyenaLayer | None) -> torch.Tensor:
-        dtype = self.norm1.weight.dtype
-        hidden = hidden + self.mixer(self.norm1(hidden.to(dtype)), mask, layer).float()
-        found: torch.Tensor = hidden + self.mlp(self.norm2(hidden.to(dtype))).float()
-        return found
-
-
-class _Embeddings(nn.Module):
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.d_model)
-
-
-class _Backbone(nn.Module):
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.embeddings = _Embeddings(config)
-        self.dropout = nn.Dropout(config.embed_dropout)
-        self.layers = nn.ModuleList([_Block(config, index) for index in range(config.n_layer)])
-        self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
-
-
-class _Pretrained(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped here
-    base_model_prefix = "hyena"
-    _no_split_modules = ("_Block",)
-    _is_stateful = True
-    _keep_in_fp32_modules_strict = ("filter_fn", "modal")
-    # some files lack the features of positions, and there is one value that they can have
-    _keys_to_ignore_on_load_missing = (r"filter_fn\.pos_emb\.[zt]$",)
-
+class _Model(HyenaPreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        if config.modal is not None:
-            # what a distilled checkpoint keeps for comparison
-            self._keys_to_ignore_on_load_unexpected = [r"\.filter_fn\."]
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **given: Any) -> Any:
-        """As transformers does it, but what the file lacks is refused, not drawn at random. Raises InputError.
-
-        A file may have the names of the training code, and a model that was read from one is saved with them.
-        """
-        given.setdefault("key_mapping", dict(_RENAMED))
-        # or else the error does not name them
-        given["ignore_mismatched_sizes"] = True
-        model, facts = super().from_pretrained(*args, output_loading_info=True, **given)
-        lacking = sorted({*map(str, facts["missing_keys"]), *(str(key[0]) for key in facts["mismatched_keys"])})
-        if lacking:
-            raise InputError(f"tensor `{lacking[0]}` is missing, or has another shape than `config.json` makes it")
-        for name, module in model.named_modules():
-            if isinstance(module, ModalFilter) and module.is_rounded():
-                raise InputError(
-                    f"the poles of `{name}` were rounded to 16 bits, and have lost their filters",
-                    hint="write them in float32, or distil the model again with `rewright hyena-distill`",
-                )
-        return (model, facts) if output_loading_info else model
-
-    def save_pretrained(self, *args: Any, state_dict: dict[str, torch.Tensor] | None = None, **given: Any) -> None:
-        """As transformers does it; of the names that one tensor of frequencies has, the first is written."""
-        tensors = self.state_dict() if state_dict is None else state_dict
-        kept = {name: value for name, value in tensors.items() if not _ALIAS.search(name)}
-        super().save_pretrained(*args, state_dict=kept, **given)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        spread = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Embedding):
-            init.normal_(module.weight, 0.0, spread)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv1d):
-            _uniform(module, module.kernel_size[0])
-        elif isinstance(module, Positions | Modulation):
-            module.compute()
-        elif isinstance(module, Sine) and isinstance(module.freq, torch.Tensor):
-            init.constant_(module.freq, module.frequency)
-        elif isinstance(module, ImplicitFilter):
-            init.normal_(module.bias)
-            # frequencies are for weights of this size
-            for layer in module.implicit_filter:
-                if isinstance(layer, nn.Linear):
-                    _uniform(layer, layer.in_features)
-        elif isinstance(module, ModalFilter):
-            for parameter in module.parameters():
-                init.zeros_(parameter)
-        elif isinstance(module, Mixer):
-            init.normal_(module.out_proj.weight, 0.0, spread / math.sqrt(2 * self.config.n_layer))
-        elif isinstance(module, _Perceptron):
-            init.normal_(module.fc2.weight, 0.0, spread / math.sqrt(2 * self.config.n_layer))
-
-
-def _uniform(module: Any, reads: int) -> None:
-    """Weights and bias as torch draws them."""
-    bound = 1 / math.sqrt(reads)
-    init.uniform_(module.weight, -bound, bound)
-    if module.bias is not None:
-        init.uniform_(module.bias, -bound, bound)
-
-
-class _Model(_Pretrained):
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.backbone = _Backbone(config)
+        self.backbone = Backbone(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -224,7 +88,7 @@ class _Model(_Pretrained):
             )
 
 
-class _CausalLM(_Pretrained, GenerationMixin):  # type: ignore[misc]  # transformers is untyped here
+class _CausalLM(HyenaPreTrainedModel, GenerationMixin):  # type: ignore[misc]  # transformers is untyped here
     _tied_weights_keys = {"lm_head.weight": "hyena.backbone.embeddings.word_embeddings.weight"}  # noqa: RUF012
     _model: type[_Model]
 

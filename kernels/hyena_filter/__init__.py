@@ -43,9 +43,15 @@ def hyena_filter(
     features, times, deltas = features.detach(), times.detach(), deltas.detach()
     layers = [[t.detach() for t in part] for part in (weights, biases, frequencies)]
 
-    dispatch.pick(
-        "hyena_filter", [features, times, deltas, *(t for part in layers for t in part)], lambda: "there is none"
-    )
+    def supports() -> str | None:
+        from rewright.kernels.hyena_filter import triton
+
+        return triton.supports(features, layers[0])
+
+    if dispatch.pick("hyena_filter", [features, times, deltas, *(t for part in layers for t in part)], supports):
+        from rewright.kernels.hyena_filter import triton
+
+        return triton.hyena_filter(features, times, layers[0], layers[1], layers[2], deltas, shift)
     return reference.hyena_filter(features, times, layers[0], layers[1], layers[2], deltas, shift)
 
 

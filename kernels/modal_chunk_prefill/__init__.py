@@ -52,5 +52,13 @@ def modal_chunk_prefill(
     u, logs, residues, h0 = tensors[:4]
     state = None if state is None else tensors[4]
 
-    dispatch.pick("modal_chunk_prefill", tensors, lambda: "there is none")
+    def supports() -> str | None:
+        from rewright.kernels.modal_chunk_prefill import triton
+
+        return triton.supports(u, logs, residues)
+
+    if dispatch.pick("modal_chunk_prefill", tensors, supports):
+        from rewright.kernels.modal_chunk_prefill import triton
+
+        return triton.modal_chunk_prefill(u, logs, residues, h0, state)
     return reference.modal_chunk_prefill(u, logs, residues, h0, state)

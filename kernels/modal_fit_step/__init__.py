@@ -37,5 +37,13 @@ def modal_fit_step(
     check_length(target.shape[1])
     target, logs, residues = target.detach(), logs.detach(), residues.detach()
 
-    dispatch.pick("modal_fit_step", [target, logs, residues], lambda: "there is none")
+    def supports() -> str | None:
+        from rewright.kernels.modal_fit_step import triton
+
+        return triton.supports(target, logs, residues)
+
+    if dispatch.pick("modal_fit_step", [target, logs, residues], supports):
+        from rewright.kernels.modal_fit_step import triton
+
+        return triton.modal_fit_step(target, logs, residues)
     return reference.modal_fit_step(target, logs, residues)

@@ -64,5 +64,13 @@ def modal_step(
     z, recent, taps, state, poles, residues, h0 = tensors
     bias = None if bias is None else bias.detach()
 
-    dispatch.pick("modal_step", tensors if bias is None else [*tensors, bias], lambda: "there is none")
+    def supports() -> str | None:
+        from rewright.kernels.modal_step import triton
+
+        return triton.supports(z, poles, residues)
+
+    if dispatch.pick("modal_step", tensors if bias is None else [*tensors, bias], supports):
+        from rewright.kernels.modal_step import triton
+
+        return triton.modal_step(z, recent, taps, bias, state, poles, residues, h0)
     return reference.modal_step(z, recent, taps, bias, state, poles, residues, h0)

@@ -52,10 +52,19 @@ class _Rational(torch.autograd.Function):
         ctx: Any, points: torch.Tensor, poles: torch.Tensor, residues: torch.Tensor, direct: torch.Tensor
     ) -> torch.Tensor:
         ctx.save_for_backward(points, poles, residues)
-        dispatch.pick("rational", [points, poles], lambda: "there is none")
+        # A GPU's gradients are taken in another thread, which knows nothing of `use`.
+        ctx.triton = dispatch.pick("rational", [points, poles, residues, direct], lambda: None)
+        if ctx.triton:
+            from rewright.kernels.rational import triton
+
+            return triton.rational(points, poles, residues, direct)
         return reference.rational(points, poles, residues, direct)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.triton:
+            from rewright.kernels.rational import triton
+
+            return None, *triton.rational_backward(gradient, *ctx.saved_tensors)
         return None, *reference.rational_backward(gradient, *ctx.saved_tensors)

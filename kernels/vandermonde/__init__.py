@@ -59,14 +59,30 @@ def vandermonde_adjoint(logs: torch.Tensor, values: torch.Tensor) -> tuple[torch
     check_length(values.shape[1])
     logs, values = logs.detach(), values.detach()
 
-    dispatch.pick("vandermonde_adjoint", [logs, values], lambda: "there is none")
+    def supports() -> str | None:
+        from rewright.kernels.vandermonde import triton
+
+        return triton.supports(logs, values)
+
+    if dispatch.pick("vandermonde_adjoint", [logs, values], supports):
+        from rewright.kernels.vandermonde import triton
+
+        return triton.vandermonde_adjoint(logs, values)
     return reference.vandermonde_adjoint(logs, values)
 
 
 def _evaluate(logs: torch.Tensor, residues: torch.Tensor, length: int) -> tuple[torch.Tensor, str]:
     """h, and which implementation made it."""
 
-    dispatch.pick("vandermonde", [logs, residues], lambda: "there is none")
+    def supports() -> str | None:
+        from rewright.kernels.vandermonde import triton
+
+        return triton.supports(logs, residues)
+
+    if dispatch.pick("vandermonde", [logs, residues], supports):
+        from rewright.kernels.vandermonde import triton
+
+        return triton.vandermonde(logs.detach(), residues.detach(), length), "triton"
     return reference.vandermonde(logs.detach(), residues.detach(), length), "reference"
 
 

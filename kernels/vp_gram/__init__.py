@@ -35,6 +35,8 @@ def vp_gram(logs: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor
         raise ValueError(f"logs must be float64, not {logs.dtype}: the condition of a Gram matrix is a square")
     check_length(length)
     logs = logs.detach()
+    if dispatch.pick("vp_gram", [logs], lambda: None):
+        from rewright.kernels.vp_gram import triton
 
-    dispatch.pick("vp_gram", [logs], lambda: "there is none")
+        return triton.vp_gram(logs, length)
     return reference.vp_gram(logs, length)

@@ -23,6 +23,7 @@ FUNCTIONS = {
     "bitmask": ("pack_bitmask", "unpack_bitmask"),
     "select": ("keep_largest", "keep_of"),
     "w4a16_gemm": ("w4a16_gemm", "w4a16_gemm_dx"),
+    "vandermonde": ("vandermonde", "vandermonde_adjoint"),
 }
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.kernels.loss_variants import cross_entropy_variants, kl_variants
+from tests.kernels.modal_variants import MODAL
 from tests.kernels.ops import OPS
 from tests.kernels.packed_variants import bitmask_gemv_variants, gemm_variants, gemv_variants
 from tests.kernels.variant import Variant
@@ -277,6 +278,7 @@ def variants(op: str) -> list[Variant]:
         "bitmask_w4_gemv": bitmask_gemv_variants,
         "linear_cross_entropy": cross_entropy_variants,
         "linear_kl": kl_variants,
+        **MODAL,
     }
     return list(makers[op]())
 

@@ -19,16 +19,17 @@ class Verdict(NamedTuple):
 
 
 def on(arguments: dict[str, Any], device: str, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """The arguments on a device with their strides, floating-point ones in another dtype where asked."""
-    moved = {}
-    for name, value in arguments.items():
-        if isinstance(value, torch.Tensor) and (device != "cpu" or dtype is not None):
-            target = dtype if dtype is not None and value.dtype.is_floating_point else value.dtype
-            copy = torch.empty_strided(value.shape, value.stride(), dtype=target, device=device)
-            moved[name] = copy.copy_(value)
-        else:
-            moved[name] = value
-    return moved
+    """The arguments, also those in lists, on a device with their strides, in another floating dtype where asked."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, list):
+            return [move(item) for item in value]
+        if not isinstance(value, torch.Tensor) or (device == "cpu" and dtype is None):
+            return value
+        target = dtype if dtype is not None and value.dtype.is_floating_point else value.dtype
+        return torch.empty_strided(value.shape, value.stride(), dtype=target, device=device).copy_(value)
+
+    return {name: move(value) for name, value in arguments.items()}
 
 
 class Bounds:

@@ -10,6 +10,7 @@ import torch
 from rewright.kernels.bitmask import pack_bitmask
 from tests.kernels.case import DTYPES, Builder, Case, laid_out, normal
 from tests.kernels.loss_cases import loss_cases
+from tests.kernels.modal_cases import modal_cases
 from tests.kernels.packed_cases import packed_cases
 from tests.kernels.solver_cases import solver_cases
 
@@ -195,4 +196,5 @@ def all_cases() -> list[Case]:
         *rng_cases(),
         *packed_cases(),
         *loss_cases(),
+        *modal_cases(),
     ]

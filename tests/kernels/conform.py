@@ -38,6 +38,8 @@ from tests.kernels.bounds import Bounds, Verdict, on
 from tests.kernels.case import Case
 from tests.kernels.cases import all_cases
 from tests.kernels.loss_cases import LOSS_JUDGES, LOSSES, results
+from tests.kernels.modal_judges import DOUBLE, MODAL_JUDGES
+from tests.kernels.modal_judges import OPS as MODAL
 from tests.kernels.packed_cases import PACKED_JUDGES
 
 
@@ -66,6 +68,8 @@ def call(op: str, arguments: dict[str, Any], choice: str) -> tuple[torch.Tensor,
             return admm_step(**arguments), arguments["dual"]
         if op in LOSSES:
             return results(op, arguments)
+        if op in MODAL:
+            return MODAL[op](arguments)
         several: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
             "joint_sweep": joint_sweep,
             "descend": descend,
@@ -104,7 +108,7 @@ def judge(case: Case, choice: str, device: str = "cpu") -> Verdict:
             return _equal([t.cpu() for t in got[:3]], list(base[:3]))
         return verdict
     mine = tuple(t.cpu() for t in got)
-    judge_of = {**judges.JUDGES, **PACKED_JUDGES, **LOSS_JUDGES}
+    judge_of = {**judges.JUDGES, **PACKED_JUDGES, **LOSS_JUDGES, **MODAL_JUDGES}
     if case.op in judge_of:
         verdict = judge_of[case.op](case, mine, base)
         if not (case.exact and verdict.ok):
@@ -181,11 +185,11 @@ def _judge_sweep(case: Case, arguments: dict[str, Any], got: JointSweep, base: J
 
 
 def wanted(choice: str, device: str, ops: list[str] | None = None) -> list[Case]:
-    """The cases that a backend is judged on: the interpreter takes no bfloat16, a GPU kernel no float64."""
+    """The cases that a backend is judged on: the interpreter takes no bfloat16, a GPU's kernels mostly no float64."""
     cases = [case for case in all_cases() if not ops or case.op in ops]
     if choice == "triton":
         left_out = torch.bfloat16 if device == "cpu" else torch.float64
-        cases = [case for case in cases if case.dtype != left_out]
+        cases = [case for case in cases if case.dtype != left_out or (device != "cpu" and case.op in DOUBLE)]
         if device != "cpu":
             cases = [case for case in cases if not case.label.endswith("-into64")]
     return cases

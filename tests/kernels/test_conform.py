@@ -13,6 +13,9 @@ from tests.kernels.cases import all_cases
 from tests.kernels.conform import call, judge, replay, wanted
 from tests.kernels.judges import JUDGES
 from tests.kernels.loss_cases import LOSS_JUDGES, LOSSES
+from tests.kernels.modal_judges import MODAL_JUDGES
+from tests.kernels.modal_judges import OPS as MODAL
+from tests.kernels.ops import company
 from tests.kernels.packed_cases import OPS as PACKED_OPS
 from tests.kernels.packed_cases import PACKED_JUDGES
 from tests.kernels.worker import answer
@@ -29,7 +32,8 @@ def _jobs() -> list[object]:
 @pytest.mark.parametrize(("backend", "case"), _jobs())
 def test_conforms(backend: str, case: Case) -> None:
     if backend == "interpreter":
-        found = answer("tests.kernels.conform", case.op, "--kernels", "triton", "--device", "cpu", interpret=True)
+        ops = company(case.op)
+        found = answer("tests.kernels.conform", *ops, "--kernels", "triton", "--device", "cpu", interpret=True)
         ok, _, detail = found[case.id]
     elif backend == "gpu":
         ok, _, detail = judge(case, "triton", "cuda")
@@ -43,6 +47,10 @@ def test_every_op_has_cases_in_every_dtype_it_takes() -> None:
     floating = (torch.float64, torch.float32, torch.float16)
     ops = ("hessian_update", "joint_sweep", "cross_update", "descend", "clip_search", "admm_step")
     assert {(op, d) for op in (*ops, *PACKED_OPS, *LOSSES, "keep_largest", "keep_of") for d in floating} <= seen
+    streams = ("vandermonde_adjoint", "modal_fit_step", "modal_chunk_prefill", "modal_step")
+    assert {(op, d) for op in streams for d in floating} <= seen
+    assert {(op, d) for op in ("vandermonde", "hyena_filter", "rational") for d in floating[:2]} <= seen
+    assert ("vp_gram", torch.float64) in seen
     packing = ("pack", "unpack", "pack_bitmask", "unpack_bitmask")
     assert {("rng", torch.int32), *((op, torch.int8) for op in packing)} <= seen
 
@@ -98,3 +106,25 @@ def test_the_judges_see_a_wrong_step_a_worse_grid_and_a_tie_broken_the_other_way
         for place in range(len(right)):
             wrong = tuple(t * (1 + 5e-5) if place == at else t for at, t in enumerate(right))
             assert not LOSS_JUDGES[op](case, wrong, right).ok, place
+
+
+def test_the_judges_of_sums_of_powers_see_a_digit_lost_in_any_result() -> None:
+    names = {
+        "vandermonde": "vandermonde-float32-1x9x131-rows",
+        "vandermonde_adjoint": "vandermonde_adjoint-float32-1x9x131-rows",
+        "modal_fit_step": "modal_fit_step-float32-1x9x131-rows",
+        "vp_gram": "vp_gram-float64-1x9x8191-spread",
+        "modal_chunk_prefill": "modal_chunk_prefill-float32-1x1x9x547-rows-state",
+        "modal_step": "modal_step-float32-1x67x5x3-rows-bias",
+        "hyena_filter": "hyena_filter-float32-19x5x7x11-2layers-slice",
+        "rational": "rational-float32-2x5x17-slice",
+    }
+    assert names.keys() == MODAL.keys()
+    for op, name in names.items():
+        case = _case(name)
+        right = call(op, case.make(), "reference")
+        assert MODAL_JUDGES[op](case, right, right).ok, op
+        loss = 2000 * torch.finfo(case.dtype).eps
+        for place in range(len(right)):
+            wrong = tuple(t * (1 + loss) if place == at else t for at, t in enumerate(right))
+            assert not MODAL_JUDGES[op](case, wrong, right).ok, (op, place)

@@ -23,7 +23,7 @@ Method = Literal["closed-form", "gradient", "balanced", "modal"]
 Horizon = Literal["window", "infinite"]
 
 # Of a filter's norm: modes that add less are left out.
-_NOTHING = 1e-15
+_NOTHING = 1e-13
 # An infinite window ends where the slowest mode is below e to the minus this.
 _LAST = 36.0
 # Samples that are worked on at a time.
@@ -127,11 +127,9 @@ class _Task:
 
 def _used(found: Polished, length: int) -> Polished:
     """Without the modes that add nothing to filters of norm 1."""
-    decay = found.states.decay
-    size = (-torch.expm1(-2 * length * decay) / -torch.expm1(-2 * decay)).sqrt()
     coefficients = found.coefficients
     partner = coefficients.gather(1, found.states.partners())
-    added = torch.maximum(coefficients.abs(), partner.abs()) * size
+    added = torch.maximum(coefficients.abs(), partner.abs()) * found.states.norms(length)
     return Polished(found.states, torch.where(added < _NOTHING, 0.0, coefficients), found.errors)
 
 

@@ -42,9 +42,7 @@ def factor(states: States, samples: torch.Tensor, rules: Rules = PLAIN, *, slope
         while reach < rules.horizon:
             found = _with(found, _later(states, found.triangle, reach, length))
             reach *= 2
-    decay = states.decay.clamp_min(1e-200)
-    norms = (torch.expm1(-2 * length * decay) / torch.expm1(-2 * decay)).sqrt()
-    rounding = torch.diag_embed(rules.noise * norms)
+    rounding = torch.diag_embed(rules.noise * states.norms(length))
     if slopes:
         rounding = torch.cat([rounding, torch.zeros_like(rounding)], dim=2)
     return _with(found, rounding)

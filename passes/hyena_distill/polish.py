@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from rewright.passes.hyena_distill.normal import quick
 from rewright.passes.hyena_distill.orthogonal import Factor, factor
-from rewright.passes.hyena_distill.residues import solve
+from rewright.passes.hyena_distill.residues import residues, solve
 from rewright.passes.hyena_distill.rules import Rules
 from rewright.passes.hyena_distill.states import States
 
@@ -49,7 +50,7 @@ class Polished:
 
 
 def polish(states: States, samples: torch.Tensor, steps: int, rules: Rules) -> Polished:
-    """At most `steps` steps from `states` for `samples` [C, n]; the error of no filter rises."""
+    """At most `steps` steps from `states` for `samples` [C, n]; the error of no filter rises but for rounding."""
     found = factor(states, samples, rules, slopes=True)
     coefficients, errors = solve(found, states.order)
     best = Polished(states, coefficients, errors)
@@ -61,9 +62,11 @@ def polish(states: States, samples: torch.Tensor, steps: int, rules: Rules) -> P
             best = best.put(active, work.fit())
             active, work = active[going], work.rows(going)
         if active.numel() == 0:
-            return best
+            break
         work.step()
-    return best.put(active, work.fit())
+    best = best.put(active, work.fit())
+    # what normal equations found is solved for again
+    return Polished(best.states, *residues(best.states, samples, rules))
 
 
 class _Work:
@@ -111,7 +114,7 @@ class _Work:
         angle = (self.states.angle + angle_step).abs()
         angle = torch.where(angle > math.pi, 2 * math.pi - angle, angle)
         trial = States(decay, angle, self.states.pairs)
-        found = factor(trial, self.samples, self.rules, slopes=True)
+        found = quick(trial, self.samples, self.rules, self.errors)
         coefficients, errors = solve(found, trial.order)
         better = errors < self.errors
         fall = torch.where(better, 1 - errors / self.errors.clamp_min(1e-300), 0.0)

@@ -48,6 +48,11 @@ class States:
             self.pairs.index_put((chosen,), others.pairs),
         )
 
+    def norms(self, length: int) -> torch.Tensor:
+        """[C, d]: the l2 norm of p^t over `length` steps."""
+        decay = self.decay.clamp_min(1e-200)
+        return (torch.expm1(-2 * length * decay) / torch.expm1(-2 * decay)).sqrt()
+
     def sum(self, coefficients: torch.Tensor, length: int) -> torch.Tensor:
         """[C, length]: the columns times `coefficients` [C, d]."""
         second = self.kinds() == 2

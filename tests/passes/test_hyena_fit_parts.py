@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from rewright.kernels.modal_fit_step import modal_fit_step
+from rewright.passes.hyena_distill import normal
 from rewright.passes.hyena_distill.balanced import balanced
 from rewright.passes.hyena_distill.exchange import exchange
 from rewright.passes.hyena_distill.interpolate import interpolate
 from rewright.passes.hyena_distill.modal import Modal
-from rewright.passes.hyena_distill.orthogonal import convolved, factor
+from rewright.passes.hyena_distill.orthogonal import Factor, convolved, factor
 from rewright.passes.hyena_distill.polish import Polished, polish
-from rewright.passes.hyena_distill.residues import residues
+from rewright.passes.hyena_distill.residues import residues, solve
 from rewright.passes.hyena_distill.rules import Rules
 from rewright.passes.hyena_distill.states import States, from_poles
 from rewright.passes.hyena_distill.truncate import solved, truncate
@@ -101,6 +102,34 @@ def test_the_factor_of_a_longer_horizon_and_of_a_weighted_norm() -> None:
     assert torch.allclose(found.triangle.transpose(1, 2) @ found.triangle, basis.transpose(1, 2) @ basis, atol=1e-11)
     known = torch.nn.functional.conv1d(samples[:1, None], weights[:1].flip(1)[:, None], padding=2)[0, :, :75]
     assert torch.allclose(convolved(samples, weights)[:1], known, atol=1e-12)
+
+
+def test_normal_equations_are_those_of_the_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(normal, "WORTH", 0)
+    samples = suite.noise(2, 200, rate=1.0, count=3)
+    samples = samples / samples.norm(dim=1, keepdim=True)
+    two = some_states()
+    # the third has two poles that no Gram matrix tells apart, the second errs too little
+    near = from_poles(torch.tensor([[0.9, 0.9000001, 0.5, 0.3, 0.1]], dtype=torch.complex128), math.inf)
+    states = States(*(torch.cat([getattr(two, part), getattr(near, part)]) for part in ("decay", "angle", "pairs")))
+    calls = []
+
+    def counted(states: States, samples: torch.Tensor, rules: Rules, *, slopes: bool) -> Factor:
+        calls.append(len(samples))
+        return factor(states, samples, rules, slopes=slopes)
+
+    monkeypatch.setattr(normal, "factor", counted)
+    found = normal.quick(states, samples, Rules(), torch.tensor([0.5, 1e-6, 0.5], dtype=torch.float64))
+    assert calls == [2]
+    exact = factor(states, samples, Rules(), slopes=True)
+    for one in (found, exact):
+        assert one.triangle.shape == (3, 10, 10)
+    squares = [one.triangle.transpose(1, 2) @ one.triangle for one in (found, exact)]
+    assert torch.allclose(*squares, atol=1e-11)
+    for order in (5, 10):
+        solutions = [solve(one, order) for one in (found, exact)]
+        assert torch.allclose(solutions[0][0][:2], solutions[1][0][:2], rtol=1e-6)
+        assert torch.allclose(solutions[0][1], solutions[1][1], rtol=1e-9)
 
 
 def test_residues_are_least_squares_and_mind_rounding() -> None:

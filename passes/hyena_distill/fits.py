@@ -20,7 +20,7 @@ from rewright.passes.hyena_distill.filters import read
 from rewright.passes.hyena_distill.fit import error, fit
 from rewright.passes.hyena_distill.modal import Modal, joined
 from rewright.passes.hyena_distill.plan import Group
-from rewright.passes.hyena_distill.settle import settle
+from rewright.passes.hyena_distill.settle import NOISE, settle
 from rewright.passes.hyena_distill.spec import ORDERS, HyenaDistillOptions
 from rewright.passes.sharing import each
 
@@ -78,7 +78,7 @@ def fits(job: Job, orders: Mapping[str, int]) -> dict[str, Rows]:
         order, filters = orders[group.name], job.filters(group, block)
         # what is there several times is fitted once
         unique, places = torch.unique(filters, dim=0, return_inverse=True)
-        made = settle(fitted(job, unique, order), unique, group.dtype)
+        made = settle(fitted(job, group, unique, order), unique, group.dtype)
         write_file(file(job, group, block, order), save(_tensors(made.rows(places))))
         bar.advance(len(block))
         return {"states": made.states[places].tolist(), "error": error(unique, made)[places].tolist()}
@@ -88,11 +88,17 @@ def fits(job: Job, orders: Mapping[str, int]) -> dict[str, Rows]:
     return _by_group(units, each(job.context, "fit, filters", units, lambda unit: len(unit[1]), work))
 
 
-def fitted(job: Job, filters: torch.Tensor, order: int) -> Modal:
-    """One block's fit, as the options ask."""
+def fitted(job: Job, group: Group, filters: torch.Tensor, order: int) -> Modal:
+    """The fit of some filters of a group, as the options ask."""
     options = job.options
     return fit(
-        filters, order, method=options.method, refine=options.refine, fir_head=options.fir_head, seed=job.context.seed
+        filters,
+        order,
+        method=options.method,
+        refine=options.refine,
+        fir_head=options.fir_head,
+        noise=NOISE[group.dtype],
+        seed=job.context.seed,
     )
 
 

@@ -8,16 +8,23 @@ import torch
 
 from rewright.passes.hyena_distill.modal import Modal, from_states, joined
 from rewright.passes.hyena_distill.residues import residues
+from rewright.passes.hyena_distill.rules import Rules
 from rewright.passes.hyena_distill.states import from_poles
 
+# The relative precision in which recurrences run.
+NOISE = {"F32": 2.0**-24, "F64": 1e-15}
 
-def settle(modal: Modal, filters: torch.Tensor, dtype: Literal["F32", "F64"]) -> Modal:
+
+def settle(
+    modal: Modal, filters: torch.Tensor, dtype: Literal["F32", "F64"], weighting: torch.Tensor | None = None
+) -> Modal:
     """The recurrences of `filters` [C, L] with every number representable in `dtype`.
 
-    A rounded pole is as good a pole as its neighbour once the residues know of it.
+    A rounded pole is as good a pole as its neighbour once the residues know of it. `weighting` as in `fit`.
     """
     if dtype == "F64":
         return modal
+    rules = Rules(noise=NOISE[dtype], weighting=weighting)
     poles = torch.view_as_complex(modal.poles.float().double())
     used, pair = poles != 0, poles.imag != 0
     both, there = torch.cat([poles, poles.conj()], 1), torch.cat([used, used & pair], 1)
@@ -32,7 +39,7 @@ def settle(modal: Modal, filters: torch.Tensor, dtype: Literal["F32", "F64"]) ->
             continue
         states = from_poles(both[chosen].gather(1, place[chosen, :count]), torch.inf)
         own = filters[chosen]
-        parts.append(from_states(states, residues(states, own[:, 1 + head :])[0], own, head))
+        parts.append(from_states(states, residues(states, own[:, 1 + head :], rules.rows(chosen))[0], own, head))
     back = torch.cat(rows).argsort() if rows else torch.arange(0)
     return _rounded(joined(parts).rows(back)) if parts else modal
 

@@ -67,7 +67,11 @@ def bound(filters: torch.Tensor, orders: Sequence[int], *, fir_head: int = 0, se
 
 
 def from_pairs(samples: torch.Tensor, matrix: Hankel, pairs: Leading, orders: Sequence[int]) -> torch.Tensor:
-    """The bounds [C, len(orders)] where the leading eigenpairs of D S D are known."""
+    """The bounds [C, len(orders)] where the leading eigenpairs of D S D are known.
+
+    The first form takes each singular value to be as large as its residual allows, and that none larger was missed: a
+    Krylov space from a vector drawn at random misses one with probability zero. The second holds whatever was found.
+    """
     total, whole = matrix.square(), samples.norm(dim=1)
     values = pairs.values.abs()
     above = (values + pairs.residuals).square()

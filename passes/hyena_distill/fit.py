@@ -27,7 +27,7 @@ _NOTHING = 1e-13
 # An infinite window ends where the slowest mode is below e to the minus this.
 _LAST = 36.0
 # Samples that are worked on at a time.
-_SAMPLES = 1 << 19
+_SAMPLES = 1 << 18
 
 
 def fit(

@@ -140,7 +140,7 @@ def study(path: Path, given: argparse.Namespace) -> dict[str, Any]:
     if getattr(model.config, "modal", None) is None:
         raise ValueError(f"`{path}` is not distilled")
     config = model.config
-    ids = some_tokens(model, tokenizer, max(given.positions))
+    ids = some_tokens(model, tokenizer, max(given.tokens, *given.positions))
     found = {
         "model": path.name,
         "model_type": config.model_type,

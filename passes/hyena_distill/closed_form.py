@@ -19,7 +19,9 @@ from rewright.passes.hyena_distill.states import States, from_poles
 
 # Relative errors above which the minimum that a polish ends in is one of many.
 _ROUGH = 1e-3
-# For those: steps of the interpolation, and rounds of exchanged poles with the steps of their polishes.
+# Times the steps of a polish that the best one goes on for below that.
+_SLOW = 3
+# For those above: steps of the interpolation, and rounds of exchanged poles with the steps of their polishes.
 _INTERPOLATIONS, _ROUNDS, _SHORT = 20, 6, 20
 # Decay a step above which a start's pole may be the work of rounding, and most of it over all poles of a ring.
 _TAME, _RING = 2.0, 16.0
@@ -35,12 +37,19 @@ def closed_form(samples: torch.Tensor, order: int, refine: int, rules: Rules, se
 
     Poles come from the half window's Hankel matrix, plain and with the weights of the bound, and from the whole one
     with zeros after it where `rules` have a horizon. Each start is polished for at most `refine` steps, and the best is
-    kept; what stays rough is fitted from more starts.
+    kept. That of a smooth filter, whose minimum is a long valley, takes more steps; what stays rough more starts.
     """
     starts = [_tamed(states, samples, rules) for states in _starts(samples, order, rules, seed)]
     best = _best([polish(states, samples, refine, rules) for states in starts])
+    if refine == 0:
+        return best
+    smooth = (best.errors <= _ROUGH).nonzero()[:, 0]
+    if len(smooth):
+        begun = best.rows(smooth)
+        more = polish(begun.states, samples[smooth], _SLOW * refine, rules.rows(smooth))
+        best = best.put(smooth, begun.better(more))
     rough = (best.errors > _ROUGH).nonzero()[:, 0]
-    if refine == 0 or len(rough) == 0:
+    if len(rough) == 0:
         return best
     part, better, held = samples[rough], best.rows(rough), rules.rows(rough)
     for states in starts:

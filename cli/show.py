@@ -14,6 +14,7 @@ from rewright.cli import console
 from rewright.cli.build import command
 from rewright.cli.console import table
 from rewright.cli.figures import duration, figure, size
+from rewright.cli.policy import policy_tables
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import fields_of
@@ -59,6 +60,10 @@ def show(
         console.write(table(_matrices(found["matrices"]), head=head))
     console.write("")
     console.write(table(_takes(found["takes"], found["tensor_bytes"]), head=("on disk", "bytes", "share")))
+    if found["policy"]:
+        console.write("\nplacement policy")
+        for lines in policy_tables(found["policy"]):
+            console.write(lines)
     if found["stages"]:
         console.write("\nmade by")
         console.write(table(_stages(found["stages"])))

@@ -9,6 +9,7 @@ from rewright.passes.cast.spec import CAST
 from rewright.passes.compress.spec import COMPRESS
 from rewright.passes.convert.spec import CONVERT
 from rewright.passes.errors import UsageError
+from rewright.passes.flexgen_policy_search.spec import FLEXGEN
 from rewright.passes.hyena_distill.spec import HYENA_DISTILL
 from rewright.passes.prompt.spec import PROMPT
 from rewright.passes.run_options import RunOptions
@@ -27,7 +28,7 @@ def _checked(specs: Iterable[Spec]) -> dict[str, Spec]:
     return known
 
 
-SPECS: dict[str, Spec] = _checked([COMPRESS, PROMPT, HYENA_DISTILL, CONVERT, CAST])
+SPECS: dict[str, Spec] = _checked([COMPRESS, PROMPT, HYENA_DISTILL, FLEXGEN, CONVERT, CAST])
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:

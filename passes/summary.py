@@ -13,6 +13,7 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError
 from rewright.formats.packing import parse
 from rewright.formats.peft import Heads, attached, read_adapter
+from rewright.formats.policy import read_policy
 from rewright.formats.provenance import STAMP, read_stamp
 from rewright.formats.strict import read_json
 from rewright.formats.text_config import text_config
@@ -85,6 +86,7 @@ def summary(path: Path, count: bool | None = False) -> dict[str, Any]:
         "quantization": _quantization(source, warnings),
         "unknown": unknown(source),
         "prompt": _prompt(source),
+        "policy": read_policy(source.root),
         "stages": (stamp_of(path) or {}).get("stages", []),
         "sidecars": [name for name, _ in source.sidecars()],
         "left_behind": source.left_behind(),

@@ -6,10 +6,9 @@ from typing import Literal
 
 import torch
 
-from rewright.passes.hyena_distill.modal import Modal, from_states, joined
+from rewright.passes.hyena_distill.modal import Modal, by_states, from_states, joined
 from rewright.passes.hyena_distill.residues import residues
 from rewright.passes.hyena_distill.rules import Rules
-from rewright.passes.hyena_distill.states import from_poles
 
 # The relative precision in which recurrences run.
 NOISE = {"F32": 2.0**-24, "F64": 1e-15}
@@ -24,28 +23,17 @@ def settle(
     """
     if dtype == "F64":
         return modal
-    rules = Rules(noise=NOISE[dtype], weighting=weighting)
-    poles = torch.view_as_complex(modal.poles.float().double())
-    used, pair = poles != 0, poles.imag != 0
-    both, there = torch.cat([poles, poles.conj()], 1), torch.cat([used, used & pair], 1)
-    place = (~there).to(torch.int8).argsort(dim=1, stable=True)
-    head = modal.fir.shape[1]
-    rows, parts = [], []
-    for count in sorted(set(modal.states.tolist())):
-        chosen = (modal.states == count).nonzero()[:, 0]
-        rows.append(chosen)
-        if count == 0:
-            parts.append(modal.rows(chosen))
-            continue
-        states = from_poles(both[chosen].gather(1, place[chosen, :count]), torch.inf)
+    rules, head = Rules(noise=NOISE[dtype], weighting=weighting), modal.fir.shape[1]
+    near = Modal(_rounded(modal.poles), modal.residues, modal.h0, modal.fir, modal.states)
+    rows, parts = [(modal.states == 0).nonzero()[:, 0]], [modal.rows(modal.states == 0)]
+    for chosen, states in by_states(near):
         own = filters[chosen]
-        parts.append(from_states(states, residues(states, own[:, 1 + head :], rules.rows(chosen))[0], own, head))
-    back = torch.cat(rows).argsort() if rows else torch.arange(0)
-    return _rounded(joined(parts).rows(back)) if parts else modal
+        found, _ = residues(states, own[:, 1 + head :], rules.rows(chosen))
+        rows.append(chosen)
+        parts.append(from_states(states, found, own, head))
+    made = joined(parts).rows(torch.cat(rows).argsort())
+    return Modal(_rounded(made.poles), _rounded(made.residues), _rounded(made.h0), _rounded(made.fir), made.states)
 
 
-def _rounded(modal: Modal) -> Modal:
-    def near(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.float().double()
-
-    return Modal(near(modal.poles), near(modal.residues), near(modal.h0), near(modal.fir), modal.states)
+def _rounded(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float().double()

@@ -32,7 +32,9 @@ def examples(
         columns = [known.index(order) for order in tried]
         least = torch.tensor([bounds[group.name]["bound"][place] for place in places])[:, columns]
         norm = filters[:, head:].norm(dim=1).clamp(min=1e-300)
-        errors = torch.stack([error(filters, fitted(job, group, filters, order)) / norm for order in tried])
+        errors = torch.stack(
+            [error(filters, fitted(job, group, torch.tensor(places), filters, order)) / norm for order in tried]
+        )
         modal = modals[group.name].rows(torch.tensor(places))
         bar.advance()
         return {

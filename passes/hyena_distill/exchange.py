@@ -31,7 +31,7 @@ def exchange(best: Polished, samples: torch.Tensor, rounds: int, steps: int, rul
     for _ in range(rounds):
         part, own, held = samples[active], best.rows(active), rules.rows(active)
         larger = polish(_more(own, part, rules.limit), part, steps, held)
-        smaller = polish(_fewer(larger.states, part, held), part, steps, held)
+        smaller = polish(fewer(larger.states, part, held), part, steps, held)
         best = best.put(active, own.better(smaller))
         active = active[smaller.errors < own.errors * (1 - _GAIN)]
         if len(active) == 0:
@@ -66,7 +66,7 @@ def _more(found: Polished, samples: torch.Tensor, limit: float) -> States:
     )
 
 
-def _fewer(states: States, samples: torch.Tensor, rules: Rules) -> States:
+def fewer(states: States, samples: torch.Tensor, rules: Rules) -> States:
     """Without the pair, or the two real poles, whose loss raises the least squares error least.
 
     Without columns S it rises by c_S^T ((X^T X)^-1)_SS^-1 c_S (the surgeon's formula). Two real poles are those that

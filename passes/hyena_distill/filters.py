@@ -49,13 +49,18 @@ def _implicit(source: Checkpoint, group: Group, block: range, length: int) -> to
         return filled(module, tensors, group.name).impulse(length, torch.float64)
 
 
+def real_logs(source: Checkpoint, group: Group) -> torch.Tensor:
+    """The logarithms of the real poles of all filters of a group, float64 [filters, modes]."""
+    return source.read(f"{group.name}.log_poles").double().flatten(1)
+
+
 def _modal(source: Checkpoint, group: Group, block: range, length: int) -> torch.Tensor:
     """StripedHyena's: sum R p^t for t >= 0, and D on top at t = 0."""
     from rewright.kernels.vandermonde import vandermonde
 
     residues = source.read_rows(f"{group.name}.residues", block.start, block.stop).double()
     if group.kind == "real-modal":
-        decay = source.read_rows(f"{group.name}.log_poles", block.start, block.stop).double().flatten(1)
+        decay = real_logs(source, group)[block.start : block.stop]
         logs = torch.stack([decay, torch.zeros_like(decay)], 2)
         residues = torch.stack([residues.flatten(1), torch.zeros_like(decay)], 2)
     else:

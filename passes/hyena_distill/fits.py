@@ -16,26 +16,32 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.files import write_file
 from rewright.passes.context import Context, Progress
 from rewright.passes.hyena_distill.bound import bound
-from rewright.passes.hyena_distill.filters import read
+from rewright.passes.hyena_distill.closed_form import longest
+from rewright.passes.hyena_distill.filters import read, real_logs
 from rewright.passes.hyena_distill.fit import error, fit
 from rewright.passes.hyena_distill.modal import Modal, joined
 from rewright.passes.hyena_distill.plan import Group
-from rewright.passes.hyena_distill.settle import NOISE, settle
+from rewright.passes.hyena_distill.reduce import reduce
+from rewright.passes.hyena_distill.rules import Rules
+from rewright.passes.hyena_distill.settle import settle
 from rewright.passes.hyena_distill.spec import ORDERS, HyenaDistillOptions
 from rewright.passes.sharing import each
 
 Rows = dict[str, list[Any]]
 
+# The relative precision in which recurrences run.
+NOISE = {"F32": 2.0**-24, "F64": 1e-15}
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A run of the pass: what to distil, how, and by how much what spectrum weighs (None: evenly)."""
+    """A run of the pass: what to distil, and how; by group what errors are weighed with (None: nothing)."""
 
     context: Context
     options: HyenaDistillOptions
     source: Checkpoint
     groups: Sequence[Group]
-    weights: torch.Tensor | None = None
+    weights: Mapping[str, torch.Tensor] | None = None
 
     @property
     def folder(self) -> Path:
@@ -78,7 +84,8 @@ def fits(job: Job, orders: Mapping[str, int]) -> dict[str, Rows]:
         order, filters = orders[group.name], job.filters(group, block)
         # what is there several times is fitted once
         unique, places = torch.unique(filters, dim=0, return_inverse=True)
-        made = settle(fitted(job, group, unique, order), unique, group.dtype)
+        first = torch.empty(len(unique), dtype=torch.int64).scatter_(0, places, torch.arange(block.start, block.stop))
+        made = fitted(job, group, first, unique, order)
         write_file(file(job, group, block, order), save(_tensors(made.rows(places))))
         bar.advance(len(block))
         return {"states": made.states[places].tolist(), "error": error(unique, made)[places].tolist()}
@@ -88,18 +95,26 @@ def fits(job: Job, orders: Mapping[str, int]) -> dict[str, Rows]:
     return _by_group(units, each(job.context, "fit, filters", units, lambda unit: len(unit[1]), work))
 
 
-def fitted(job: Job, group: Group, filters: torch.Tensor, order: int) -> Modal:
-    """The fit of some filters of a group, as the options ask."""
-    options = job.options
-    return fit(
-        filters,
-        order,
-        method=options.method,
-        refine=options.refine,
-        fir_head=options.fir_head,
-        noise=NOISE[group.dtype],
-        seed=job.context.seed,
-    )
+def fitted(job: Job, group: Group, places: torch.Tensor, filters: torch.Tensor, order: int) -> Modal:
+    """The fit of some filters of a group, which are at `places`, as the options ask and as it will be stored."""
+    options, wide = job.options, group.dtype == "F64"
+    noise = NOISE[group.dtype]
+    weighting = None if job.weights is None else job.weights[group.name][places]
+    if group.kind == "real-modal":
+        rules = Rules(longest(filters.shape[1]), noise=noise)
+        made = reduce(filters, real_logs(job.source, group)[places], order, options.refine, rules)
+    else:
+        made = fit(
+            filters,
+            order,
+            method=options.method,
+            refine=options.refine,
+            fir_head=options.fir_head,
+            weighting=weighting,
+            noise=noise,
+            seed=job.context.seed,
+        )
+    return made if wide else settle(made, filters, Rules(noise=noise, weighting=weighting))
 
 
 def file(job: Job, group: Group, block: range, order: int) -> Path:

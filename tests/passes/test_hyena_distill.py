@@ -155,14 +155,14 @@ def test_a_bound_that_is_missed(wavy: Path, tmp_path: Path) -> None:
 def test_a_run_that_is_cut_short_goes_on(wavy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "MOST", 2)
     distill(wavy, tmp_path / "whole", order=6)
-    real = fitting.settle
+    real = fitting.write_file
     for call in (1, 2):
         with monkeypatch.context() as cut:
-            raise_at(cut, fitting, "settle", call)
+            raise_at(cut, fitting, "write_file", call)
             with pytest.raises(KeyboardInterrupt):
                 distill(wavy, tmp_path / "out", order=6)
     done: list[int] = []
-    monkeypatch.setattr(fitting, "settle", lambda *args: done.append(1) or real(*args))
+    monkeypatch.setattr(fitting, "write_file", lambda *args: done.append(1) or real(*args))
     distill(wavy, tmp_path / "out", order=6)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert len(done) == 4, "of five blocks, one was fitted before"
@@ -184,6 +184,60 @@ def test_processes_write_equal_bytes(wavy: Path, tmp_path: Path, monkeypatch: py
     code, _, err = Launched(tmp_path, 2, words(wavy, tmp_path / "out", order=4), blocks).wait()
     assert code == 0, err
     same(tmp_path / "out", tmp_path / "alone")
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_striped_hyena_with_fewer_modes(real: bool, tmp_path: Path) -> None:
+    """The layout stays: sum R p^t from t = 0 on, with D on top at 0; real modes stay real."""
+    own = torch.Generator().manual_seed(2)
+    decay, angle = torch.rand(2, 5, 6, generator=own).unbind()
+    residues = torch.randn(5, 6, 2, generator=own)
+    if real:
+        decay, angle, residues[..., 1] = 0.01 + 0.3 * decay.sort(1).values, 0 * angle, 0.0
+    else:
+        decay, angle = 0.02 + 0.1 * decay, 3 * angle
+    poles = torch.polar((-decay).exp(), angle)
+    stem, skip = "backbone.blocks.1.filter", torch.randn(5, generator=own)
+    held = {
+        f"{stem}.poles": torch.view_as_real(poles)[:, :, None].contiguous(),
+        f"{stem}.residues": residues[:, :, None],
+    }
+    if real:
+        held = {f"{stem}.log_poles": -decay[..., None], f"{stem}.residues": residues[..., 0].contiguous()}
+    held |= {f"{stem}.D": skip, "other.weight": torch.ones(2, 2)}
+    (tmp_path / "src").mkdir()
+    bank(tmp_path / "src" / "model.safetensors", **held)
+    said = {"model_type": "stripedhyena2" if real else "stripedhyena", "state_size": 6, "max_seq_len": 200}
+    (tmp_path / "src" / "config.json").write_text(json.dumps(said))
+
+    made, _ = distill(tmp_path / "src", tmp_path / "out", order=4 if real else 12, refine=20)
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    entries = 4 if real else 6
+    shapes = {"log_poles": (5, entries, 1), "residues": (5, entries)} if real else {}
+    shapes = shapes or {"poles": (5, 6, 1, 2), "residues": (5, 6, 1, 2)}
+    assert {name.rpartition(".")[2]: tuple(t.shape) for name, t in after.items() if stem in name} == {
+        **shapes,
+        "D": (5,),
+    }
+    assert torch.equal(after["other.weight"], torch.ones(2, 2))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["state_size"] == entries
+
+    def responses(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        if real:
+            logs, weights = tensors[f"{stem}.log_poles"][..., 0].double(), tensors[f"{stem}.residues"].double()
+        else:
+            logs = torch.view_as_complex(tensors[f"{stem}.poles"][:, :, 0].double().contiguous()).log()
+            weights = torch.view_as_complex(tensors[f"{stem}.residues"][:, :, 0].double().contiguous())
+        found = (weights[..., None] * (logs[..., None] * torch.arange(200)).exp()).sum(1)
+        found = found if real else found.real
+        found[:, 0] += tensors[f"{stem}.D"]
+        return found
+
+    before = responses(held)
+    wrong = (responses(after) - before)[:, 1:].norm() / before[:, 1:].norm()
+    assert float(wrong) == pytest.approx(made["metrics"]["error"], rel=0.05, abs=1e-6)
+    assert wrong < (0.02 if real else 1e-5)
+    assert torch.allclose(responses(after)[:, 0], before[:, 0], atol=1e-5)
 
 
 def test_a_dry_run(wavy: Path) -> None:

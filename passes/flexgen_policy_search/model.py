@@ -24,6 +24,8 @@ _EXPERT = re.compile(r"^(.*\.?experts)\.(\d+)\.(.+)$")
 _FUSED = re.compile(r"(^|\.)experts\.\w+$")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings)\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight(_packed)?$")
+# Parts of a model that read no text.
+_OTHERS = re.compile(r"vision|visual|audio|image")
 _EIGHT = ("F8_E4M3", "F8_E5M2", "I8")
 
 
@@ -97,12 +99,17 @@ def read(layout: Layout) -> Model:
     )
 
 
+def layers_list(layout: Layout) -> str:
+    """The name of the list of decoder layers: the commonest list of modules; empty where there is none."""
+    found = (_LAYER.match(name) for name in layout.tensors)
+    lists = Counter(m[1] for m in found if m and not _OTHERS.search(m[1]))
+    return lists.most_common(1)[0][0] if lists else ""
+
+
 def _split(layout: Layout) -> tuple[dict[int, dict[str, str]], list[str]]:
-    """Tensors by layer, under their names in it, and those outside; layers are the commonest list of them."""
+    """Tensors by layer, under their names in it, and those outside."""
     found = {name: _LAYER.match(name) for name in layout.tensors}
-    text = [m[1] for m in found.values() if m and not re.search(r"vision|visual|audio|image", m[1])]
-    lists = Counter(text)
-    prefix = lists.most_common(1)[0][0] if lists else ""
+    prefix = layers_list(layout)
     inside: dict[int, dict[str, str]] = {}
     outside = []
     for name, match in found.items():

@@ -74,6 +74,9 @@ class _Program:
         scale = max((abs(value) for value in parts.values()), default=1.0) or 1.0
         self.rows.append(({at: value / scale for at, value in parts.items()}, least / scale, most / scale))
 
+    def _kinds(self) -> Iterable[tuple[tuple[str, int, str], int]]:
+        return zip(self.names, self.whole, strict=True)
+
     def solve(self, cost: dict[int, float], *, relaxed: bool) -> Array | None:
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
@@ -94,7 +97,7 @@ class _Program:
             aim,
             constraints=limits,
             bounds=Bounds(0, np.array(self.most)),
-            integrality=np.zeros(len(self.names)) if relaxed else np.array(self.whole),
+            integrality=np.array([int(whole and not (relaxed and name[0] != "flag")) for name, whole in self._kinds()]),
             options={"mip_rel_gap": GAP, "node_limit": NODES},
         )
         return None if found.x is None else np.asarray(found.x, dtype=np.float64)

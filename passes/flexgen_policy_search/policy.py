@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from rewright.passes.flexgen_policy_search import answers, spread
+from rewright.passes.flexgen_policy_search.exports import exports
 from rewright.passes.flexgen_policy_search.machine import Machine
 from rewright.passes.flexgen_policy_search.model import read
 from rewright.passes.flexgen_policy_search.place import Placed
@@ -33,7 +34,7 @@ def document(options: FlexgenOptions, layout: Layout, inputs: Inputs | None = No
         from rewright.passes.flexgen_policy_search.comparison import by_published
 
         problem = Problem(model, machine, work, settings_of(options, model), options.max_latency)
-        return drawn_up(options, problem, by_published(problem, options.cost_model), exact=False)
+        return drawn_up(options, layout, problem, by_published(problem, options.cost_model), exact=False)
     problem = Problem(model, machine, work, settings_of(options, model), options.max_latency)
     if options.objective == "min-ram":
         found: Found | None = leanest(problem)
@@ -41,10 +42,12 @@ def document(options: FlexgenOptions, layout: Layout, inputs: Inputs | None = No
         found = search(problem)
     if found is None:
         raise shortage(problem)
-    return drawn_up(options, problem, found)
+    return drawn_up(options, layout, problem, found)
 
 
-def drawn_up(options: FlexgenOptions, problem: Problem, found: Found, *, exact: bool = True) -> dict[str, Any]:
+def drawn_up(
+    options: FlexgenOptions, layout: Layout, problem: Problem, found: Found, *, exact: bool = True
+) -> dict[str, Any]:
     """The document of a search's result; not `exact`: by the published equations, whose points stand as they are."""
     model, machine, best = problem.model, problem.machine, found.best
     made: dict[str, Any] = {
@@ -73,6 +76,7 @@ def drawn_up(options: FlexgenOptions, problem: Problem, found: Found, *, exact: 
         "notes": _notes(model, machine, best, options),
         "measured": None,
     }
+    made["exports"] = exports(model, machine, layout, made)
     rounded: dict[str, Any] = _rounded(made)
     return rounded
 

@@ -17,12 +17,12 @@ from rewright.passes.flexgen_policy_search.shape import Model
 
 # Sequences of a block at most, and of a GPU batch.
 BLOCK, BATCH = 1 << 16, 4096
-# Pairs that are looked at again with their neighbours, those of them with finer shares, and those solved exactly.
-FINE, LAST, EXACT = 6, 12, 6
+# Pairs that are looked at again with their neighbours, hills that are climbed, pairs of each that are solved exactly.
+FINE, HILLS, EXACT = 6, 5, 2
 # A setting is looked at closer when it reaches so much of the best on the coarse grid.
 WORTH = 0.85
-# Steps from the best pair to one beside it at most.
-MOVES = 8
+# Steps up a hill at most.
+MOVES = 6
 # Up to so many pairs all are solved exactly.
 FEW = 36
 Objective = Literal["throughput", "min-ram"]
@@ -104,19 +104,14 @@ def search(problem: Problem) -> Found | None:
         if own and max(point.throughput for point in own) >= WORTH * most:
             points += _closer(problem, setting, own, batch, block)
     tried: dict[tuple[Setting, int, int], Placed | None] = {}
-    for point in _top(points, EXACT) or _smallest(problem):
+    for hill in _apart(points, HILLS):
+        seen = _climb(problem, hill, batch, block)
+        points += seen
+        for point in _top(seen, EXACT):
+            _try(problem, tried, point.setting, point.gbs, point.nb)
+    for point in [] if tried else _smallest(problem):
         _try(problem, tried, point.setting, point.gbs, point.nb)
     top = best(tried.values())
-    for _ in range(MOVES):
-        if top is None:
-            break
-        before = top
-        for gbs_, nb_ in ((top.gbs, top.nb + 1), (top.gbs, top.nb - 1), (top.gbs + 1, top.nb), (top.gbs - 1, top.nb)):
-            if 1 <= gbs_ <= batch and nb_ >= 1 and gbs_ * nb_ <= block:
-                _try(problem, tried, top.terms.setting, gbs_, nb_)
-        top = best(tried.values()) or before
-        if top.throughput <= before.throughput * (1 + 1e-9):
-            break
     if top is None:
         return None
     for setting in problem.settings:
@@ -129,18 +124,37 @@ def search(problem: Problem) -> Found | None:
 
 
 def _closer(problem: Problem, setting: Setting, points: list[Point], batch: int, block: int) -> list[Point]:
-    """A setting again: pairs near its best ones, with finer shares of the caches near theirs; twice over."""
+    """A setting again: pairs near its best ones, with finer shares of the caches near theirs."""
     one = replace(problem, settings=(setting,))
     layers = max(1, problem.model.layers)
     top = _top(points, FINE)
     around = sorted({pair_ for point in top for pair_ in _around(point, batch, block)})
     places = near(grid(min(12, max(4, layers))), np.array([point.share for point in top]), 0.25)
-    found = look(one, *product_of(around), places)
-    last = _top(found, LAST)
-    if not last:
-        return found
-    places = near(grid(min(layers, 96)), np.array([point.share for point in last]), 1 / 12)
-    return [*found, *look(one, *product_of([(point.gbs, point.nb) for point in last]), places)]
+    return look(one, *product_of(around), places)
+
+
+def _climb(problem: Problem, start: Point, batch: int, block: int) -> list[Point]:
+    """From a point to the top of its hill, by whole numbers around it and caches by the layer; what was seen there."""
+    one = replace(problem, settings=(start.setting,))
+    layers = min(96, max(1, problem.model.layers))
+    here, found = start, [start]
+    for _ in range(MOVES):
+        places = near(grid(layers), np.array([here.share]), max(1 / 12, 1 / layers))
+        axes = (_span(here.gbs, batch), _span(here.nb, block))
+        around = [(g, n) for g in axes[0] for n in axes[1] if g * n <= block]
+        found += look(one, *product_of(around), places)
+        top = _top(found, 1)[0]
+        if (top.gbs, top.nb) == (here.gbs, here.nb):
+            break
+        here = top
+    return found
+
+
+def _span(value: int, most: int) -> list[int]:
+    """Whole numbers around one, at most eleven: those next to it, and some as far as a twelfth of it."""
+    far = max(1, value // 12)
+    steps = {-far, -far // 2, -3, -2, -1, 0, 1, 2, 3, far // 2, far}
+    return sorted({value + step for step in steps if 1 <= value + step <= most and abs(step) <= max(2, far)})
 
 
 def _all(problem: Problem, batch: int, block: int) -> Found | None:
@@ -188,6 +202,23 @@ def _top(points: Sequence[Point], count: int) -> list[Point]:
         if len(kept) == count:
             break
     return list(kept.values())
+
+
+def _apart(points: Sequence[Point], count: int) -> list[Point]:
+    """The best points, each well apart from the others of its setting: hills, not one hill's top."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: (-point.throughput, point.gbs, point.nb)):
+        close = (
+            one.setting == point.setting
+            and max(one.gbs, point.gbs) < 1.12 * min(one.gbs, point.gbs) + 1
+            and max(one.nb, point.nb) < 1.12 * min(one.nb, point.nb) + 1
+            for one in kept
+        )
+        if not any(close):
+            kept.append(point)
+        if len(kept) == count:
+            break
+    return kept
 
 
 def _around(point: Point, batch: int, block: int) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ from rewright.kernels.poles import accumulator, refused
 MOST = 64
 POSITIONS = 16
 CHANNELS = 16
-WARPS = 4
+WARPS = 8
 
 
 @triton.jit

@@ -102,6 +102,10 @@ def decoding(model: Any, ids: torch.Tensor, positions: Sequence[int], rounds: in
             "seconds": median(wall for wall, _ in taken[position]),
             "own_seconds": median(own for _, own in taken[position]),
             "own_quartiles": [quantiles([own for _, own in taken[position]], n=4)[place] for place in (0, 2)],
+            # round by round, so that what else ran does not count
+            "against_first": median(
+                own / first for (_, own), (_, first) in zip(taken[position], taken[positions[0]], strict=True)
+            ),
             "state_bytes": cache_bytes(writers[position].cache),
             # bfloat16, a key and a value as wide as the model in every layer
             "key_value_bytes": 4 * config.n_layer * config.d_model * position,
@@ -177,21 +181,23 @@ def page(found: dict[str, Any]) -> str:
         "",
         "Other work ran on the machine, so seconds of the thread stand beside those of the clock.",
         "",
-        "| model | position | ms a token | of the thread (quartiles) | state, bytes | keys and values, bytes |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| model | position | ms a token | of the thread (quartiles) | against the first, in turns | state, bytes "
+        "| keys and values, bytes |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in found["models"]:
         for at in row["decode"]:
             spread = " .. ".join(f"{1e3 * value:.3f}" for value in at["own_quartiles"])
             lines.append(
                 f"| `{row['model']}` | {at['position']:,} | {1e3 * at['seconds']:.3f} "
-                f"| {1e3 * at['own_seconds']:.3f} ({spread}) | {at['state_bytes']:,} | {at['key_value_bytes']:,} |"
+                f"| {1e3 * at['own_seconds']:.3f} ({spread}) | {at['against_first']:.3f} "
+                f"| {at['state_bytes']:,} | {at['key_value_bytes']:,} |"
             )
         again = row["convolution"]
         times = again["own_seconds"] / row["decode"][-1]["own_seconds"]
         lines.append(
             f"| `{row['model']}`, convolution | {again['position']:,} | {1e3 * again['seconds']:.0f} "
-            f"| {1e3 * again['own_seconds']:.0f}, {times:.0f} x | | |"
+            f"| {1e3 * again['own_seconds']:.0f}, {times:.0f} x | | | |"
         )
     lines += ["", "| model | prompt | seconds | most above the model, MiB |", "| --- | --- | --- | --- |"]
     lines += [

@@ -79,8 +79,8 @@ def rows(table: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def to_complex(planes: torch.Tensor) -> torch.Tensor:
-    """[..., 2] in any floating dtype as complex128 [...]."""
-    return torch.view_as_complex(planes.double().contiguous())
+    """[..., 2] in any floating dtype as complex128 [...], in memory of its own: a file's is not aligned for it."""
+    return torch.complex(*planes.double().unbind(-1))
 
 
 def width_of(length: int) -> int:

@@ -35,4 +35,5 @@ def modal_step(
 
 
 def _complex(planes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.view_as_complex(planes.to(dtype).contiguous())
+    # not as a view: what a file holds is not aligned as complex numbers are taken to be
+    return torch.complex(*planes.to(dtype).unbind(-1))

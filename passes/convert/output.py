@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rewright.formats import packing
 from rewright.formats.compressed_tensors import Scheme
@@ -13,11 +13,8 @@ from rewright.formats.files import CHUNK
 from rewright.formats.layout import TensorSpec
 from rewright.formats.packing import Record
 from rewright.passes.convert.order import ordered
-from rewright.passes.convert.plan import SHARED, Module, Plan, draw_up
+from rewright.passes.convert.plan import SHARED, Form, Module, Plan, draw_up
 from rewright.passes.spec import Estimate, Layout
-
-if TYPE_CHECKING:
-    from rewright.passes.convert.spec import ConvertOptions
 
 # Codes taken through memory together, and the bytes that each holds there, by what is made of them; as measured.
 BLOCK = 1 << 20
@@ -108,9 +105,9 @@ def _whole(plan: Plan, module: Module, layout: Layout) -> int:
     return written + zeros + nbytes(*layout.tensors[module.tensor("weight_scale")])
 
 
-def estimate(options: ConvertOptions, layout: Layout) -> Estimate:
+def estimate(to: Form, layout: Layout) -> Estimate:
     """What a run writes and takes. Records of the bitmask form are taken for half full where nothing foretells them."""
-    plan = draw_up(options.to, layout)
+    plan = draw_up(to, layout)
     if plan.form == plan.to:
         return linked(layout, plan)
     guessed = plan.to == "bitmask-w4" and plan.kept is None

@@ -8,6 +8,7 @@ from rewright.formats.bitmask import METHOD
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft
 from rewright.passes.context import Context, Progress
+from rewright.passes.convert import turn
 from rewright.passes.convert.codes import Reader, converted, most
 from rewright.passes.convert.order import ordered
 from rewright.passes.convert.output import config, copied_bytes, specs
@@ -20,7 +21,9 @@ from rewright.passes.writing import carry, units, write_by_layer
 
 
 def run(context: Context, options: ConvertOptions, source: Checkpoint, draft: Draft) -> Metrics:
-    """Write every packed matrix in the form asked for, and everything else as it is."""
+    """Write every packed matrix, or every recurrence, in the form asked for, and everything else as it is."""
+    if options.to == "stripedhyena-modal" or options.to == "modal":
+        return turn.run(context, options.to, source, draft)
     layout = Layout.of(source)
     plan = draw_up(options.to, layout, _shapes(source))
     if plan.form == plan.to:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
-from rewright.passes.convert.output import estimate
-from rewright.passes.convert.plan import Form
-from rewright.passes.spec import Opt, Spec
+from rewright.passes.convert import output, recurrences
+from rewright.passes.spec import Estimate, Layout, Opt, Spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,9 +14,19 @@ class ConvertOptions:
     """The one option of `convert`."""
 
     to: Annotated[
-        Form,
-        Opt("codes as compressed-tensors packs them, codes of kept weights beside a mask, or decoded weights"),
+        Literal["pack-quantized", "bitmask-w4", "dense", "stripedhyena-modal", "modal"],
+        Opt(
+            "codes as compressed-tensors packs them, codes of kept weights beside a mask, or decoded weights;"
+            " recurrences as StripedHyena stores them, or as `hyena-distill` does"
+        ),
     ]
+
+
+def estimate(options: ConvertOptions, layout: Layout) -> Estimate:
+    """What a conversion takes, from headers. Raises what the forms refuse."""
+    if options.to == "stripedhyena-modal" or options.to == "modal":
+        return recurrences.estimate(options.to, layout)
+    return output.estimate(options.to, layout)
 
 
 CONVERT = Spec(
@@ -29,7 +38,7 @@ CONVERT = Spec(
     wants=frozenset({"weights", "config"}),
     gives="weights",
     grain="layer",
-    metrics=frozenset({"matrices", "sparsity", "bits_per_weight", "kept"}),
+    metrics=frozenset({"matrices", "sparsity", "bits_per_weight", "kept", "recurrences"}),
     paper="Compress, Then Prompt (arXiv:2305.11186)",
     splits=lambda options: True,
     estimate=estimate,

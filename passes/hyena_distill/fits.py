@@ -124,7 +124,9 @@ def file(job: Job, group: Group, block: range, order: int) -> Path:
 
 def kept(job: Job, group: Group, order: int) -> Modal:
     """The fits of a whole group."""
-    return joined([Modal(**load_file(file(job, group, block, order))) for block in group.blocks])
+    # out of the file's own memory, which is not aligned as complex numbers are taken to be
+    parts = [load_file(file(job, group, block, order)) for block in group.blocks]
+    return joined([Modal(**{leaf: tensor.clone() for leaf, tensor in part.items()}) for part in parts])
 
 
 def _tensors(made: Modal) -> dict[str, torch.Tensor]:

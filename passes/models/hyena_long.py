@@ -98,7 +98,9 @@ class Long:
         self, inputs: torch.Tensor, modal: ModalFilter, which: slice, h0: torch.Tensor, state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample by sample, as gradients need it."""
-        poles, residues = (torch.view_as_complex(part[which].to(self.dtype)) for part in (modal.poles, modal.residues))
+        # not as a view: what a file holds is not aligned as complex numbers are taken to be
+        held = (part[which].to(self.dtype).unbind(-1) for part in (modal.poles, modal.residues))
+        poles, residues = (torch.complex(*planes) for planes in held)
         values, outputs = torch.view_as_complex(state), []
         for now in inputs.unbind(-1):
             outputs.append(h0 * now + (residues * values).real.sum(-1))

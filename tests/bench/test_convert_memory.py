@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.passes.convert.output import LOADED, estimate
-from rewright.passes.convert.spec import ConvertOptions
 from rewright.passes.spec import Layout
 from tests.bench import convert_memory
 from tests.passes.converting import convert
@@ -21,9 +20,9 @@ def test_the_models_convert_in_every_direction(tmp_path: Path) -> None:
     # loaded once, then for the largest matrix 18 bytes a code on its way, its 16 bits, and a scale of 16 a group
     source = Layout.of(Checkpoint.open(tmp_path / "pack-quantized"))
     codes = 128 * 256
-    said = estimate(ConvertOptions(to="dense"), source).peak_host_bytes
+    said = estimate("dense", source).peak_host_bytes
     assert said == LOADED + 18 * codes + 2 * codes + 2 * codes // 128
-    assert estimate(ConvertOptions(to="pack-quantized"), source).peak_host_bytes < LOADED
+    assert estimate("pack-quantized", source).peak_host_bytes < LOADED
 
 
 def test_the_page_has_what_was_foretold_beside_what_was() -> None:

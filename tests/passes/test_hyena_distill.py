@@ -226,8 +226,8 @@ def test_striped_hyena_with_fewer_modes(real: bool, tmp_path: Path) -> None:
         if real:
             logs, weights = tensors[f"{stem}.log_poles"][..., 0].double(), tensors[f"{stem}.residues"].double()
         else:
-            logs = torch.view_as_complex(tensors[f"{stem}.poles"][:, :, 0].double().contiguous()).log()
-            weights = torch.view_as_complex(tensors[f"{stem}.residues"][:, :, 0].double().contiguous())
+            logs = torch.view_as_complex(tensors[f"{stem}.poles"][:, :, 0].double().clone()).log()
+            weights = torch.view_as_complex(tensors[f"{stem}.residues"][:, :, 0].double().clone())
         found = (weights[..., None] * (logs[..., None] * torch.arange(200)).exp()).sum(1)
         found = found if real else found.real
         found[:, 0] += tensors[f"{stem}.D"]

@@ -13,6 +13,8 @@ from rewright.passes.flexgen_policy_search.shape import Cache
 Shapes = Mapping[str, tuple[int, ...]]
 # Modules by which a layer is known to keep a state instead of keys and values.
 _RECURRENT = re.compile(r"(^|\.)(linear_attn|mamba|mixer|ssm|conv|temporal_block|time_mix\w*|lightning_attn)\.")
+# Models of long convolutions, which have no heads of attention.
+HYENAS = ("hyena", "hyenadna", "multihyena")
 _SLIDING = ("sliding_attention", "chunked_attention", "local_attention")
 _FULL = ("full_attention", "attention", "global_attention", "hybrid")
 
@@ -48,7 +50,7 @@ def heads_of(text: Mapping[str, Any], hidden: int) -> tuple[int, int, int]:
 
 def caches_of(text: Mapping[str, Any], hidden: int, layers: list[Shapes]) -> tuple[Cache, ...]:
     """A cache for each layer; `layers` are the shapes of its tensors by their names in it. Raises InputError."""
-    if text.get("model_type") in ("hyena", "hyenadna"):
+    if text.get("model_type") in HYENAS:
         return tuple(_hyena(text, hidden, at) for at in range(len(layers)))
     stated = text.get("layer_types")
     if stated is not None and (not isinstance(stated, list) or len(stated) != len(layers)):
@@ -117,12 +119,15 @@ def _hyena(text: Mapping[str, Any], hidden: int, layer: int) -> Cache:
     """The recurrences of a distilled Hyena layer, or all inputs of its convolutions so far."""
     order = number(text, "hyena_order") or 2
     taps = (order + 1) * hidden * ((number(text, "short_filter_order") or 3) - 1) * 4
+    width = hidden * (order - 1)
+    if text.get("model_type") == "multihyena":
+        # a head convolves the products of all its keys and values
+        width = hidden * hidden // (number(text, "num_heads") or 8)
     modal = text.get("modal")
     if not isinstance(modal, Mapping):
-        width = hidden * (order - 1)
         return Cache("convolution", width, None, taps, width, width, 2 * width)
     states = modal.get("states")
     real = states[layer] if isinstance(states, list) and layer < len(states) else states
     if isinstance(real, bool) or not isinstance(real, int) or real < 1:
         raise InputError("`config.json` does not say how many `states` the recurrences of a layer have")
-    return Cache("state", 0, None, taps + 4 * hidden * (order - 1) * real, 0, 0, 0)
+    return Cache("state", 0, None, taps + 4 * width * real, 0, 0, 0)

@@ -15,7 +15,7 @@ from rewright.formats import packing
 from rewright.formats.dtypes import FLOATS, nbytes, stored_float
 from rewright.formats.text_config import layers_of, positions_of, text_config
 from rewright.passes.errors import InputError
-from rewright.passes.flexgen_policy_search.caches import Shapes, caches_of, heads_of, number
+from rewright.passes.flexgen_policy_search.caches import HYENAS, Shapes, caches_of, heads_of, number
 from rewright.passes.flexgen_policy_search.shape import Kind, Model, Piece, Unit
 from rewright.passes.spec import Layout
 
@@ -73,7 +73,7 @@ def read(layout: Layout) -> Model:
     reused = number(text, "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k") or 1
     size = {name: nbytes(*layout.tensors[name]) for name in layout.tensors}
     rows = next(unit for unit in units if unit.kind == "embedding")
-    heads, kept, _ = (1, 1, 0) if text.get("model_type") in ("hyena", "hyenadna") else heads_of(text, hidden)
+    heads, kept, _ = (1, 1, 0) if text.get("model_type") in HYENAS else heads_of(text, hidden)
     return Model(
         arch=str(text.get("model_type", "")),
         dtype=stored_float(layout.tensors),
@@ -130,7 +130,7 @@ def _check(text: Mapping[str, Any], hidden: int, layers: Iterable[Shapes], layou
             rows = number(text, "vocab_size")
             if rows is not None and shape[0] < rows:
                 raise InputError(f"`config.json` says `vocab_size` {rows}, and `{name}` has {shape[0]} rows")
-    if text.get("kv_lora_rank") is not None or text.get("model_type") in ("hyena", "hyenadna"):
+    if text.get("kv_lora_rank") is not None or text.get("model_type") in HYENAS:
         return
     heads, kept, width = heads_of(text, hidden)
     for at, shapes in enumerate(layers):

@@ -224,7 +224,7 @@ class _Maker:
             return add.spent
         written = begun * (cache.tokens(work.prompt) * token + cache.state)
         add.bytes("d2h", written)
-        if self.setting.attention == "cpu" and cache.numbers:
+        if self.setting.attention == "cpu" and cache.attends:
             add.seconds("cpu", np.maximum(read / machine.cpu_attn, flops / machine.cpu_flops))
             add.seconds("dram", read / machine.dram)
             add.bytes("h2d", going * 2 * cache.out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,7 +18,9 @@ from rewright.passes.flexgen_policy_search.shape import Model
 # Sequences of a block at most, and of a GPU batch.
 BLOCK, BATCH = 1 << 16, 4096
 # Pairs that are looked at again with their neighbours, hills that are climbed, pairs of each that are solved exactly.
-FINE, HILLS, EXACT = 6, 5, 2
+FINE, HILLS, EXACT = 6, 6, 2
+# Pairs more that are solved where they look better than what was found.
+MORE = 12
 # A setting is looked at closer when it reaches so much of the best on the coarse grid.
 WORTH = 0.85
 # Steps up a hill at most.
@@ -109,6 +111,8 @@ def search(problem: Problem) -> Found | None:
         points += seen
         for point in _top(seen, EXACT):
             _try(problem, tried, point.setting, point.gbs, point.nb)
+    for point in _promising(points, tried):
+        _try(problem, tried, point.setting, point.gbs, point.nb)
     for point in [] if tried else _smallest(problem):
         _try(problem, tried, point.setting, point.gbs, point.nb)
     top = best(tried.values())
@@ -202,6 +206,13 @@ def _top(points: Sequence[Point], count: int) -> list[Point]:
         if len(kept) == count:
             break
     return list(kept.values())
+
+
+def _promising(points: Sequence[Point], tried: Mapping[tuple[Setting, int, int], Placed | None]) -> list[Point]:
+    """Points that were not solved, and would beat what was if pieces could be cut."""
+    top = max((one.throughput for one in tried.values() if one is not None), default=0.0)
+    better = [point for point in points if point.throughput > top * (1 + 1e-6)]
+    return [point for point in _top(better, MORE) if (point.setting, point.gbs, point.nb) not in tried]
 
 
 def _apart(points: Sequence[Point], count: int) -> list[Point]:

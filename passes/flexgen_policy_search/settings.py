@@ -56,7 +56,7 @@ def settings_of(options: FlexgenOptions, model: Model) -> tuple[Setting, ...]:
     found = []
     for schedule, bits, kept, where, hidden in product(schedules, weights, caches, attention, devices):
         # codes are too slow to decode on a CPU, and states of recurrences are not attended to
-        if where == "cpu" and (kept != 16 or not any(cache.numbers for cache in model.caches)):
+        if where == "cpu" and (kept != 16 or not any(cache.attends for cache in model.caches)):
             where = "gpu"
         found.append(Setting(bits, kept, where, hidden, schedule))
     return tuple(dict.fromkeys(found))

@@ -32,6 +32,11 @@ class Cache:
     out: int = 0
     flops: int = 0
 
+    @property
+    def attends(self) -> bool:
+        """Whether a new token attends to keys and values that are kept, which a CPU can do."""
+        return self.numbers > 0 and self.kind != "convolution"
+
     def tokens(self, context: int) -> int:
         """Tokens that are kept of a context."""
         return context if self.window is None else min(context, self.window)

@@ -50,7 +50,7 @@ def covered(found: dict[str, Any], source: Checkpoint) -> dict[str, int]:
     return held
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "gemma3", "qwen3_moe", "gpt_oss", "falcon", "opt-350m"])
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "qwen3_moe", "gpt_oss", "opt-350m"])
 def test_every_tensor_has_one_place(name: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     stage, warnings = flexgen(tiny(name), out, **TIGHT)

@@ -65,6 +65,9 @@ def _placed(terms: Terms, machine: Machine, shares: Array, computed: float) -> t
     whole = left["gpu"] >= every
     # what is off the GPU needs buffers there: two of the largest, a ring of experts, twice a layer's share
     open_room = left["gpu"] - rooms.buffers - rooms.ring
+    # an embedding cannot be on the disk: where the host is short of room, it comes first
+    first = (every - open_room > left["cpu"]) & (open_room >= totals["embedding"])
+    open_room = open_room - first * totals["embedding"]
     dense = np.clip((open_room - 2 * totals["dense"] / layers) / max(1e-3, 1 - 2 / layers), 0, totals["dense"])
     if layers <= 2:
         dense = np.where(open_room >= totals["dense"], totals["dense"], 0.0)
@@ -72,7 +75,7 @@ def _placed(terms: Terms, machine: Machine, shares: Array, computed: float) -> t
     experts = np.clip(after, 0, totals["expert"])
     embedding = np.where(after - experts >= totals["embedding"], totals["embedding"], 0.0)
     dense, experts = np.where(whole, totals["dense"], dense), np.where(whole, totals["expert"], experts)
-    embedding = np.where(whole, totals["embedding"], embedding)
+    embedding = np.where(whole | first, totals["embedding"], embedding)
     fits = (whole & (left["gpu"] >= 0)) | (~whole & (after >= 0))
     off_dense, off_experts = totals["dense"] - dense, totals["expert"] - experts
     off_embedding = totals["embedding"] - embedding

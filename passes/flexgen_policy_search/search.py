@@ -17,12 +17,17 @@ from rewright.passes.flexgen_policy_search.shape import Model
 
 # Sequences of a block at most, and of a GPU batch.
 BLOCK, BATCH = 1 << 16, 4096
-# Pairs that are looked at again with their neighbours, hills that are climbed, pairs of each that are solved exactly.
-FINE, HILLS, EXACT = 6, 6, 2
+# Pairs of a setting that are looked at again with their neighbours, hills of it that are climbed, pairs that each of
+# these puts forward, and how many of all are solved exactly.
+FINE, HILLS, EXACT, SOLVED = 6, 3, 2, 10
 # Pairs more that are solved where they look better than what was found.
 MORE = 12
 # A setting is looked at closer when it reaches so much of the best on the coarse grid.
 WORTH = 0.85
+# Hills are climbed that begin so near the best.
+CLOSE = 0.93
+# The best of these, of which the next larger pairs are solved too.
+EDGES = 3
 # Steps up a hill at most.
 MOVES = 6
 # Up to so many pairs all are solved exactly.
@@ -105,16 +110,27 @@ def search(problem: Problem) -> Found | None:
         own = [point for point in points if point.setting == setting]
         if own and max(point.throughput for point in own) >= WORTH * most:
             points += _closer(problem, setting, own, batch, block)
+    most = max((point.throughput for point in points), default=0.0)
     tried: dict[tuple[Setting, int, int], Placed | None] = {}
-    for hill in _apart(points, HILLS):
-        seen = _climb(problem, hill, batch, block)
-        points += seen
-        for point in _top(seen, EXACT):
-            _try(problem, tried, point.setting, point.gbs, point.nb)
+    tops: list[Point] = []
+    for setting in problem.settings:
+        own = [point for point in points if point.setting == setting and point.throughput >= CLOSE * most]
+        for hill in _apart(own, HILLS):
+            seen = _climb(problem, hill, batch, block)
+            points += seen
+            tops += _top(seen, EXACT)
+    for point in _top(tops, SOLVED):
+        _try(problem, tried, point.setting, point.gbs, point.nb)
     for point in _promising(points, tried):
         _try(problem, tried, point.setting, point.gbs, point.nb)
     for point in [] if tried else _smallest(problem):
         _try(problem, tried, point.setting, point.gbs, point.nb)
+    for _ in range(2):
+        # at the edge of what fits, cut pieces may not where whole ones do
+        for one in sorted(filter(None, tried.values()), key=lambda one: -one.throughput)[:EDGES]:
+            for gbs_, nb_ in ((one.gbs, one.nb + 1), (one.gbs + 1, one.nb)):
+                if gbs_ <= batch and gbs_ * nb_ <= block:
+                    _try(problem, tried, one.terms.setting, gbs_, nb_)
     top = best(tried.values())
     if top is None:
         return None
@@ -145,8 +161,11 @@ def _climb(problem: Problem, start: Point, batch: int, block: int) -> list[Point
     for _ in range(MOVES):
         places = near(grid(layers), np.array([here.share]), max(1 / 12, 1 / layers))
         axes = (_span(here.gbs, batch), _span(here.nb, block))
-        around = [(g, n) for g in axes[0] for n in axes[1] if g * n <= block]
-        found += look(one, *product_of(around), places)
+        around = {(g, n) for g in axes[0] for n in axes[1]}
+        # along the ridge on which blocks are as large as memory lets them
+        around |= {(g, here.gbs * here.nb // g + more) for g in _span(here.gbs, batch, 2) for more in (0, 1)}
+        around = {(g, n) for g, n in around if n >= 1 and g * n <= block}
+        found += look(one, *product_of(sorted(around)), places)
         top = _top(found, 1)[0]
         if (top.gbs, top.nb) == (here.gbs, here.nb):
             break
@@ -154,9 +173,9 @@ def _climb(problem: Problem, start: Point, batch: int, block: int) -> list[Point
     return found
 
 
-def _span(value: int, most: int) -> list[int]:
-    """Whole numbers around one, at most eleven: those next to it, and some as far as a twelfth of it."""
-    far = max(1, value // 12)
+def _span(value: int, most: int, part: int = 12) -> list[int]:
+    """Whole numbers around one, at most eleven: those next to it, and some as far as a part of it."""
+    far = max(1, value // part)
     steps = {-far, -far // 2, -3, -2, -1, 0, 1, 2, 3, far // 2, far}
     return sorted({value + step for step in steps if 1 <= value + step <= most and abs(step) <= max(2, far)})
 

@@ -22,20 +22,19 @@ def pieces(model: Model, sizes: Sequence[int], counts: Tiers) -> list[tuple[Piec
     found: list[tuple[Piece, str]] = []
     for key in sorted(range(len(model.units)), key=lambda key: (-sizes[key], key)):
         unit = model.units[key]
-        heap = [(load.get(piece.layer, 0.0), _mixed(piece.layer), at) for at, piece in enumerate(unit.pieces)]
+        left: dict[int, list[int]] = {}
+        for at, piece in enumerate(unit.pieces):
+            left.setdefault(piece.layer, []).append(at)
+        heap = [(load.get(layer, 0.0), _mixed(layer), layer) for layer in left]
         heapq.heapify(heap)
         taken: dict[int, str] = {}
         for tier in _ORDER:
             for _ in range(counts.get(("w", key, tier), 0)):
-                while True:
-                    seen, order, at = heapq.heappop(heap)
-                    layer = unit.pieces[at].layer
-                    if seen == load.get(layer, 0.0):
-                        break
-                    # the layer has got another piece since
-                    heapq.heappush(heap, (load[layer], order, at))
-                load[layer] = load.get(layer, 0.0) + sizes[key]
-                taken[at] = tier
+                held, order, layer = heapq.heappop(heap)
+                taken[left[layer].pop(0)] = tier
+                load[layer] = held + sizes[key]
+                if left[layer]:
+                    heapq.heappush(heap, (load[layer], order, layer))
         found += [(piece, taken.get(at, "gpu")) for at, piece in enumerate(unit.pieces)]
     return found
 

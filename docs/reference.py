@@ -185,7 +185,7 @@ def _family(family: Family) -> tuple[str, ...]:
 def results() -> str:
     """The pages of measured figures, by their titles."""
     found = [(page, page.read_text(encoding="utf-8")) for page in sorted((DOCS / "results").glob("*.md"))]
-    lines = [f"- [{text.lstrip('# ').splitlines()[0]}](../results/{page.name})" for page, text in found if text]
+    lines = [f"- [{text.lstrip('# ').splitlines()[0]}](results/{page.name})" for page, text in found if text]
     return "\n".join(lines) or "None is recorded."
 
 

@@ -31,11 +31,19 @@ def specs(options: CastOptions, layout: Layout) -> list[TensorSpec]:
             raise UsageError(f"`--keep {regex}` matches no tensor", hint="`rewright show` lists a checkpoint's tensors")
     stay = bound(layout.tensors, layout.config)
     stay |= {name for name in layout.tensors if any(regex.found_in(name) for regex in options.keep)}
+    if options.to != "f32":
+        stay |= recurrences(layout)
     plain = (*FLOATS, "F8_E4M3", "F8_E5M2")
     return [
         TensorSpec(name, options.to.upper() if dtype in plain and name not in stay else dtype, tuple(shape))
         for name, (dtype, shape) in layout.tensors.items()
     ]
+
+
+def recurrences(layout: Layout) -> set[str]:
+    """Poles and what stands beside them: a pole in half precision has lost its filter."""
+    stems = {name.rpartition(".")[0] for name in layout.tensors if name.endswith((".poles", ".log_poles"))}
+    return {name for name in layout.tensors if name.rpartition(".")[0] in stems}
 
 
 def config(options: CastOptions, layout: Layout, made: list[TensorSpec]) -> dict[str, Any]:
@@ -65,7 +73,7 @@ def _estimate(options: CastOptions, layout: Layout) -> Estimate:
 CAST = Spec(
     name="cast",
     summary="write the float tensors of a checkpoint in another dtype",
-    version=1,
+    version=2,
     options=CastOptions,
     impl="rewright.passes.cast.run:run",
     wants=frozenset({"weights"}),

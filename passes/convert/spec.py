@@ -14,10 +14,10 @@ class ConvertOptions:
     """The one option of `convert`."""
 
     to: Annotated[
-        Literal["pack-quantized", "bitmask-w4", "dense", "stripedhyena-modal", "modal"],
+        Literal["pack-quantized", "bitmask-w4", "stripedhyena-modal", "modal", "dense"],
         Opt(
-            "codes as compressed-tensors packs them, codes of kept weights beside a mask, or decoded weights;"
-            " recurrences as StripedHyena stores them, or as `hyena-distill` does"
+            "codes as compressed-tensors packs them, or of kept weights beside a mask; recurrences as StripedHyena"
+            " stores them, or as `hyena-distill` does; or decoded weights"
         ),
     ]
 

@@ -307,3 +307,23 @@ def test_half_kept_models_chain(tiny: Callable[[str], Path], tmp_path: Path) -> 
     compress(tmp_path / "bf16", tmp_path / "a", **HALF)
     compress(tmp_path / "own", tmp_path / "b", **HALF)
     assert stored(tmp_path / "a") == stored(tmp_path / "b")
+
+
+def test_poles_are_not_narrowed(tmp_path: Path) -> None:
+    tensors = {
+        "layers.0.mixer.modal.poles": torch.rand(3, 2, 2),
+        "layers.0.mixer.modal.h0": torch.rand(3),
+        "layers.0.mixer.in_proj.weight": torch.rand(3, 3),
+        "block.log_poles": torch.rand(3, 4, 1, dtype=torch.float64),
+    }
+    src = write(tmp_path / "src", tensors)
+    for to, wide in (("bf16", "F64"), ("f8_e4m3", "F64"), ("f32", "F32")):
+        cast(src, tmp_path / to, to)
+        held = {name: dtype for name, (dtype, _, _) in stored(tmp_path / to).items()}
+        narrow = {"bf16": "BF16", "f8_e4m3": "F8_E4M3", "f32": "F32"}[to]
+        assert held == {
+            "layers.0.mixer.modal.poles": "F32",
+            "layers.0.mixer.modal.h0": "F32",
+            "layers.0.mixer.in_proj.weight": narrow,
+            "block.log_poles": wide,
+        }

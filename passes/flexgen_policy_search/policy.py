@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from rewright.passes.flexgen_policy_search import answers, spread
 from rewright.passes.flexgen_policy_search.exports import exports
+from rewright.passes.flexgen_policy_search.hills import Problem
 from rewright.passes.flexgen_policy_search.machine import Machine
 from rewright.passes.flexgen_policy_search.model import read
 from rewright.passes.flexgen_policy_search.place import Placed
 from rewright.passes.flexgen_policy_search.roofline import CHUNK, Work
-from rewright.passes.flexgen_policy_search.search import Found, Problem, leanest, search, shortage
+from rewright.passes.flexgen_policy_search.search import Found, leanest, search, shortage
 from rewright.passes.flexgen_policy_search.settings import check_positions, machine_of, settings_of
 from rewright.passes.flexgen_policy_search.shape import GROUP, Model
 from rewright.passes.inputs import Inputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rewright.passes.errors import ResourceError
+from rewright.passes.flexgen_policy_search.hills import Problem
 from rewright.passes.flexgen_policy_search.machine import (
     CPU_RESERVE,
     CPU_SHARE,
@@ -14,7 +15,7 @@ from rewright.passes.flexgen_policy_search.machine import (
     reserve_of,
 )
 from rewright.passes.flexgen_policy_search.place import Aim, place
-from rewright.passes.flexgen_policy_search.search import Problem, pair
+from rewright.passes.flexgen_policy_search.search import pair
 from rewright.passes.flexgen_policy_search.values import Memory
 
 _FLAGS: dict[Aim, str] = {"gpu": "--gpu-memory", "cpu": "--cpu-memory", "disk": "--disk"}

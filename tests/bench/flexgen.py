@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rewright.passes.flexgen_policy_search import policy
+from rewright.passes.flexgen_policy_search.hills import Problem
 from rewright.passes.flexgen_policy_search.layered import search as layered
 from rewright.passes.flexgen_policy_search.linear import released_search
 from rewright.passes.flexgen_policy_search.machine import GIB, Machine
@@ -27,7 +28,7 @@ from rewright.passes.flexgen_policy_search.policy import document, encode
 from rewright.passes.flexgen_policy_search.presets import preset
 from rewright.passes.flexgen_policy_search.published import Equations, seconds
 from rewright.passes.flexgen_policy_search.roofline import Work
-from rewright.passes.flexgen_policy_search.search import Problem, pair, search
+from rewright.passes.flexgen_policy_search.search import pair, search
 from rewright.passes.flexgen_policy_search.spec import FlexgenOptions
 from rewright.passes.flexgen_policy_search.values import MachineName
 from tests.bench.flexgen_models import LARGE

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from rewright.passes.context import Silent
+from rewright.passes.flexgen_policy_search.hills import Problem, limits
 from rewright.passes.flexgen_policy_search.machine import Machine
 from rewright.passes.flexgen_policy_search.presets import preset
 from rewright.passes.flexgen_policy_search.roofline import RESOURCES, TIERS, Setting, Terms, Work
-from rewright.passes.flexgen_policy_search.search import Problem, limits, pair
+from rewright.passes.flexgen_policy_search.search import pair
 from rewright.passes.flexgen_policy_search.shape import Cache, Model, Piece, Unit
 from rewright.passes.pipeline import execute
 from rewright.passes.recipe import make as make_stage

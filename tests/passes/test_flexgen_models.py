@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rewright.passes.flexgen_policy_search.hills import Problem
 from rewright.passes.flexgen_policy_search.model import read
 from rewright.passes.flexgen_policy_search.presets import preset
 from rewright.passes.flexgen_policy_search.roofline import Work
-from rewright.passes.flexgen_policy_search.search import Problem, search
+from rewright.passes.flexgen_policy_search.search import search
 from rewright.passes.flexgen_policy_search.shape import Cache, Model
 from rewright.passes.spec import Layout
 from tests.bench.flexgen_models import deepseek_v3, gemma_27b, llama_70b, qwen_235b, qwen_next

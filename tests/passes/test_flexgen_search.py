@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from rewright.passes.flexgen_policy_search import spread
 from rewright.passes.flexgen_policy_search.answers import pareto, sensitivity
+from rewright.passes.flexgen_policy_search.hills import Problem
 from rewright.passes.flexgen_policy_search.machine import GIB, Machine
 from rewright.passes.flexgen_policy_search.model import read
 from rewright.passes.flexgen_policy_search.place import place
 from rewright.passes.flexgen_policy_search.presets import preset
 from rewright.passes.flexgen_policy_search.roofline import TIERS, Setting, Work, active, terms
-from rewright.passes.flexgen_policy_search.search import Problem, leanest, pair, search
+from rewright.passes.flexgen_policy_search.search import leanest, pair, search
 from rewright.passes.flexgen_policy_search.shape import Cache
 from tests.passes.flexing import brute, machine, opt, settings, small
 

@@ -21,7 +21,7 @@ Kind = Literal["bank", "implicit", "modal", "real-modal"]
 # Where filters stand in a model, by model type, and what a checkpoint of each kind says of itself.
 IMPLICIT = frozenset({"hyenadna", "hyena", "multihyena"})
 STRIPED = frozenset({"stripedhyena", "stripedhyena2"})
-_LAST = re.compile(r"(?P<mixer>.+\.mixer)\.filter_fn\.implicit_filter\.(?P<number>\d+)\.weight")
+_LAST = re.compile(r"(?P<mixer>.+\.mixer(\.layer)?)\.filter_fn\.implicit_filter\.(?P<number>\d+)\.weight")
 _MODAL = re.compile(r"(?P<mixer>.+)\.(?P<poles>poles|log_poles)")
 # Filters that are fitted together: as many as keep their samples within this, and at most so many.
 SAMPLES, MOST = 1 << 21, 64

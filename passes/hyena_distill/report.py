@@ -49,7 +49,7 @@ def put(job: Job, draft: Draft, found: Found, sizes: Mapping[str, int]) -> Metri
     }
     if bound:
         metrics["error_over_bound"] = error / bound
-    metrics |= {key: found.text[key] for key in ("logit_error", "loss_change") if key in found.text}
+    metrics |= {key: found.text[key] for key in ("logit_error", "loss_before", "loss_change") if key in found.text}
     report = {
         "summary": metrics,
         "options": {flag: value for flag, value in to_plain(job.options).items() if not flag.endswith("-text")},

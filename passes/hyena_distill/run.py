@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.draft import Draft
@@ -24,6 +25,8 @@ def run(context: Context, options: HyenaDistillOptions, source: Checkpoint, draf
     layout = Layout.of(source)
     job = Job(context, options, source, check(options, layout))
     asked = trial(job)
+    if asked and options.weighting == "input-spectrum":
+        job = replace(job, weights=asked.weights())
     least = bounds(job)
     orders, tried = choose(job, least, asked.logit_error if asked else None)
     made = fits(job, orders)

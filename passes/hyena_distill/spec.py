@@ -158,6 +158,7 @@ HYENA_DISTILL = Spec(
             "error_over_bound",
             "worst_filter",
             "logit_error",
+            "loss_before",
             "loss_change",
             "bytes_before",
             "bytes_after",

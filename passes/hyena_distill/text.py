@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save
 
+from rewright.formats.files import write_file
 from rewright.passes import calibration
 from rewright.passes.errors import InputError
 from rewright.passes.hyena_distill.fits import Job, kept
 from rewright.passes.hyena_distill.modal import Modal
+from rewright.passes.hyena_distill.weighting import spectral_factor
 
 if TYPE_CHECKING:
     from rewright.passes.models.hyena_filter import ModalFilter
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 HELD_OUT = 4
 # Tokens of a sequence that nobody chose.
 LENGTH = 1024
+# Of the response that errors are weighed with.
+TAPS = 256
 EMBEDDING = "embeddings.word_embeddings.weight"
 
 
@@ -41,6 +47,22 @@ class Trial:
         """Logits and loss on the text to report on, and what that was."""
         found = self._asked("compare", orders, self.reported_on)
         return {**found, "loss_change": found["loss"] - found["loss_before"], **self.facts}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """By group the response [filters, taps] that errors are to be convolved with, of what the filters meet.
+
+        Measured by the first process, and kept for all in the stage's folder.
+        """
+        path, context = self.job.context.common / "weights.safetensors", self.job.context
+
+        def work() -> None:
+            if not path.exists():
+                found = _met(self.model, self.chosen_on)
+                write_file(path, save({group.name: one for group, one in zip(self.job.groups, found, strict=True)}))
+
+        context.world.lead(work)
+        found: dict[str, torch.Tensor] = load_file(path)
+        return found
 
     def _asked(self, name: str, orders: Mapping[str, int], tokens: torch.Tensor) -> dict[str, float]:
         """Done by the first process, once."""
@@ -90,18 +112,16 @@ def trial(job: Job) -> Trial | None:
 
 def _compared(model: Any, modals: Mapping[str, Modal], tokens: torch.Tensor) -> dict[str, float]:
     """Errors of logits and losses in nats a token, with every mixer's filters and with its recurrences."""
-    from rewright.passes.models.hyena_mixer import Mixer
-
-    mixers = {name: module for name, module in model.named_modules() if isinstance(module, Mixer)}
-    recurrences = {name: _module(modals[name]).to(model.device) for name in mixers}
+    mixers = _mixers(model)
+    recurrences = [_module(modal).to(model.device) for modal in modals.values()]
     wrong = spread = loss = before = 0.0
     with torch.no_grad():
         for row in tokens.to(model.device):
             dense = _logits(model, row)
-            for name, mixer in mixers.items():
-                mixer.modal = recurrences[name]
+            for mixer, recurrence in zip(mixers, recurrences, strict=True):
+                mixer.modal = recurrence
             made = _logits(model, row)
-            for mixer in mixers.values():
+            for mixer in mixers:
                 mixer.modal = None
             wrong += float((made - dense).square().sum())
             spread += float(dense.square().sum())
@@ -109,6 +129,35 @@ def _compared(model: Any, modals: Mapping[str, Modal], tokens: torch.Tensor) -> 
             before += float(torch.nn.functional.cross_entropy(dense[:-1], row[1:], reduction="sum"))
     count = len(tokens) * (tokens.shape[1] - 1)
     return {"logit_error": (wrong / spread) ** 0.5, "loss": loss / count, "loss_before": before / count}
+
+
+def _met(model: Any, tokens: torch.Tensor) -> list[torch.Tensor]:
+    """For the filters of each mixer, the response whose power spectrum is that of their inputs, float64."""
+    mixers, length = _mixers(model), tokens.shape[1]
+    powers: list[dict[int, torch.Tensor]] = [{} for _ in mixers]
+
+    def watch(found: dict[int, torch.Tensor], inputs: torch.Tensor, which: slice) -> None:
+        power = torch.fft.rfft(inputs.double(), 2 * length).abs().square().mean((0, 1))
+        first = which.start or 0
+        found[first] = found.get(first, torch.zeros_like(power)) + power
+
+    for mixer, found in zip(mixers, powers, strict=True):
+        mixer.watch = partial(watch, found)
+    with torch.no_grad():
+        for row in tokens.to(model.device):
+            model(row[None], use_cache=False)
+    for mixer in mixers:
+        mixer.watch = None
+    # filters of one channel stand together, one for each stage
+    parts = [torch.stack([found[stage] for stage in sorted(found)], 1).flatten(0, 1) for found in powers]
+    return [spectral_factor(part.cpu(), min(TAPS, length)).contiguous() for part in parts]
+
+
+def _mixers(model: Any) -> list[Any]:
+    """The mixers of a model, by layer."""
+    from rewright.passes.models.hyena_mixer import Mixer
+
+    return [module for module in model.modules() if isinstance(module, Mixer)]
 
 
 def _module(modal: Modal) -> ModalFilter:

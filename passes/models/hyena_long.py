@@ -33,6 +33,8 @@ class Long:
         """Filters `which` applied to inputs (rows, groups, filters, length), what is kept of which is at `place`."""
         if inputs.shape[-1] == 0:
             return inputs
+        if self.mixer.watch is not None:
+            self.mixer.watch(inputs, which)
         found = self._apply(inputs.to(self.dtype), which, slice(place, place + inputs.shape[1]))
         return found.to(inputs.dtype)
 

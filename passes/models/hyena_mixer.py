@@ -6,6 +6,7 @@ in constant memory; any other from all its inputs so far, in memory that grows w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,12 +19,16 @@ from rewright.passes.models.hyena_state import HyenaLayer
 
 
 class Mixer(nn.Module):
-    """What the mixers share; `groups` is how many signals each long filter is applied to, in one row of the batch."""
+    """What the mixers share; `groups` is how many signals each long filter is applied to, in one row of the batch.
+
+    `watch` is called with what the long filters meet, as `Long` is.
+    """
 
     def __init__(self, config: Any, index: int, projections: int, groups: int) -> None:
         super().__init__()
         width = projections * config.d_model
         self.groups = groups
+        self.watch: Callable[[torch.Tensor, slice], None] | None = None
         self.in_proj = nn.Linear(config.d_model, width)
         self.out_proj = nn.Linear(config.d_model, config.d_model)
         self.short_filter = nn.Conv1d(width, width, config.short_filter_order, groups=width)

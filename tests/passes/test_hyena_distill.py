@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,15 +130,10 @@ def test_a_model(kind: str, tmp_path: Path) -> None:
     assert (logits(student, ids) - found).abs().max() < 1e-4
 
 
-def test_a_text_decides(tmp_path: Path) -> None:
+def test_a_text_decides(lettered: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """Orders rise until the logits are near enough, and the change of loss is told."""
-    small("hyena", vocab_size=512, seed=3).save_pretrained(tmp_path / "src")
-    for file in TOKENIZER:
-        shutil.copy(STORIES / file, tmp_path / "src")
-    story = tmp_path / "text.txt"
-    story.write_text((STORIES.parent / "tinystories_heldout.txt").read_text()[:20000])
-    asked = {"calibration_text": [str(story)], "samples": 4, "sequence_length": 48}
-    made, _ = distill(tmp_path / "src", tmp_path / "out", order="auto", tolerance=0.1, **asked)
+    source, asked = lettered
+    made, _ = distill(source, tmp_path / "out", order="auto", tolerance=0.1, **asked)
     told = report(tmp_path / "out")
     assert [step["logit_error"] for step in told["tried"]][-1] <= 0.1
     assert all(step["logit_error"] > 0.1 for step in told["tried"][:-1])
@@ -145,6 +141,34 @@ def test_a_text_decides(tmp_path: Path) -> None:
     assert abs(made["metrics"]["loss_change"]) < 0.1
     assert made["metrics"]["loss_change"] == pytest.approx(told["text"]["loss"] - told["text"]["loss_before"])
     assert 0 < made["metrics"]["logit_error"] < 0.15
+
+
+@pytest.fixture(scope="module")
+def lettered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A model that reads text, and options that name one."""
+    folder = tmp_path_factory.mktemp("lettered")
+    small("order 3", vocab_size=512, seed=3).save_pretrained(folder / "src")
+    for file in TOKENIZER:
+        shutil.copy(STORIES / file, folder / "src")
+    story = folder / "text.txt"
+    story.write_text((STORIES.parent / "tinystories_heldout.txt").read_text()[:20000])
+    return folder / "src", {"calibration_text": [str(story)], "samples": 4, "sequence_length": 48}
+
+
+def test_what_filters_meet_weighs_their_errors(lettered: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Fits differ, and by the plain norm they are worse."""
+    source, asked = lettered
+    even, _ = distill(source, tmp_path / "even", order=2, refine=20, **asked)
+    made, _ = distill(source, tmp_path / "out", order=2, refine=20, weighting="input-spectrum", **asked)
+    assert made["metrics"]["error"] > even["metrics"]["error"]
+    model = load(source)[0]
+    ids = tokens(1, 40)
+    seen: list[tuple[torch.Tensor, slice]] = []
+    mixer = model.hyena.backbone.layers[0].mixer
+    mixer.watch = lambda inputs, which: seen.append((inputs, which))
+    logits(model, ids, use_cache=False)
+    assert [which for _, which in seen] == [slice(0, None, 2), slice(1, None, 2)]
+    assert all(tuple(inputs.shape) == (1, 1, 12, 40) for inputs, _ in seen)
 
 
 def test_a_bound_that_is_missed(wavy: Path, tmp_path: Path) -> None:

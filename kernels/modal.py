@@ -3,7 +3,7 @@
 A pole p is given by `logs`, log|p| and arg p, since its decay is what matters near 1. log|p| = -inf is the pole 0, of
 which every power but p^0 = 1 is 0. A power p^t is made in float64 from a phase that is reduced exactly, so that its
 relative error does not grow with t, and an impulse response is a product of two tables: t = width a + b,
-p^t = p^(width a) p^b (dossier of `hyena-distill`, A6). `exp(t log p)` in float32 would lose four digits.
+p^t = p^(width a) p^b. `exp(t log p)` in float32 would lose four digits.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def modal_chunk_prefill(
 
     which is the causal convolution with h_0 = h0, h_t = Re sum R p^(t-1), continued from the state given. A chunk of C
     samples takes a product with the C x C Toeplitz matrix of h_0 .. h_(C-1), one of the state before it, and one that
-    makes the state after it (dossier of `hyena-distill`, A6, K7): no FFT, nothing of size T K, and calls that split T
+    makes the state after it: no FFT, nothing of size T K, and calls that split T
     anyhow give the same results up to rounding.
 
     u         [B, C, T] floating point. Any strides: a transposed view of [B, T, C] is read without a copy.

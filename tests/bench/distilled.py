@@ -1,4 +1,4 @@
-"""What distilled filters cost a trained model: `python -m tests.bench.distilled MODEL... --text FILE --out docs/results`.
+"""What distilled filters cost a model: `python -m tests.bench.distilled MODEL... --text FILE --out docs/results`.
 
 `python -m tests.bench.train_hyena` trains such models. Each is distilled at several orders by the closed form, by
 balanced truncation and by gradient descent, and at the order that `auto` finds; logits and losses are those of
@@ -67,9 +67,9 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# What distilled filters cost a trained model",
         "",
-        "Error and bound are of the filters, relative to them; the error of the logits is relative to their spread over",
-        "the vocabulary; the loss is in nats a token, on documents that no order was chosen on. A state is a float32 of",
-        "every recurrence and sequence.",
+        "Error and bound are of the filters, relative to them; the error of the logits is relative to their spread",
+        "over the vocabulary; the loss is in nats a token, on documents that no order was chosen on. A state is a",
+        "float32 of every recurrence and sequence.",
         "",
     ]
     for name, found in results["models"].items():

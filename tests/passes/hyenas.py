@@ -79,7 +79,7 @@ def tensors(model: Any, prefix: str) -> dict[str, Array]:
 
 
 def implicit(held: dict[str, Array], length: int, shift: float) -> Array:
-    """The filters of a layer by the dossier's formulas, the bias in h_0: (filters, length)."""
+    """The filters of a layer by the formulas, the bias in h_0: (filters, length)."""
     values = held["pos_emb.z"][0, :length]
     last = max(int(name.split(".")[1]) for name in held if name.startswith("implicit_filter"))
     for place in range(0, last, 2):

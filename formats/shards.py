@@ -16,10 +16,10 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 OTHERS = (".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".npz", ".tflite")
-_PICKLE_HINT = (
-    "a pickle can run code when it is opened; in a sandbox, load it with transformers and call "
-    "`model.save_pretrained(folder)`, which writes safetensors"
-)
+_DANGER = "a pickle can run code when it is opened; in a sandbox, "
+_PICKLE_HINT = f"{_DANGER}load it with transformers and call `model.save_pretrained(folder)`, which writes safetensors"
+# of training, with more in it than weights
+_CKPT_HINT = f'{_DANGER}load it with torch and write its `["state_dict"]` with `safetensors.torch.save_file`'
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def find_weights(path: str | os.PathLike[str]) -> WeightFiles:
         raise _nothing(path)
     if path.suffix in PICKLES:
         regular_size(path)
-        raise FormatError(f"`{path}` may be a pickle, which is not read", hint=_PICKLE_HINT)
+        raise FormatError(f"`{path}` may be a pickle, which is not read", hint=_pickle_hint(path.name))
     if path.suffix in OTHERS:
         regular_size(path)
         raise FormatError(f"`{path}` is not safetensors, and nothing else is read", hint="convert it first")
@@ -145,8 +145,12 @@ def _nothing(path: Path) -> FormatError:
         return FormatError(f"`{path}` has no `{SINGLE}`", hint=f"name the file itself, as `{path / tensors[0]}`")
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
-        return FormatError(f"`{path}` holds its weights as a pickle, `{pickles[0]}`", hint=_PICKLE_HINT)
+        return FormatError(f"`{path}` holds its weights as a pickle, `{pickles[0]}`", hint=_pickle_hint(pickles[0]))
     others = [name for name in names if name.endswith(OTHERS)]
     if others:
         return FormatError(f"`{path}` holds `{others[0]}` and no safetensors", hint="convert it first")
     return FormatError(f"`{path}` holds no weights: neither `{SINGLE}` nor `{INDEX}`")
+
+
+def _pickle_hint(name: str) -> str:
+    return _CKPT_HINT if name.endswith(".ckpt") else _PICKLE_HINT

@@ -26,8 +26,8 @@ def modal_chunk_prefill(
 
     which is the causal convolution with h_0 = h0, h_t = Re sum R p^(t-1), continued from the state given. A chunk of C
     samples takes a product with the C x C Toeplitz matrix of h_0 .. h_(C-1), one of the state before it, and one that
-    makes the state after it: no FFT, nothing of size T K, and calls that split T
-    anyhow give the same results up to rounding.
+    makes the state after it: no FFT, nothing of size T K, and calls that split T anyhow give the same results up to
+    rounding.
 
     u         [B, C, T] floating point. Any strides: a transposed view of [B, T, C] is read without a copy.
     logs      [C, K, 2] float32 or float64: log|p| and arg p. log|p| is at most 0, -inf where p = 0.

@@ -18,8 +18,8 @@ def vp_gram(logs: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor
         gram = sum of phi_t phi_t^T     gram_t = sum of t phi_t phi_t^T     gram_tt = sum of t^2 phi_t phi_t^T
 
     With q = p_i p_j and q = p_i conj(p_j) each entry is half a sum or a difference of (1 - q^L) / (1 - q) and its first
-    two derivatives in log q, so that nothing grows with L. The derivative of h in
-    log p_k is a column pair of t phi, so these are the blocks of the normal equations of variable projection.
+    two derivatives in log q, so that nothing grows with L. The derivative of h in log p_k is a column pair of t phi, so
+    these are the blocks of the normal equations of variable projection.
 
     logs    [C, K, 2] float64: log|p| and arg p. log|p| is at most 0, -inf where p = 0, whose powers are 1, 0, 0, ...
     length  L, from 0 to 2^26 - 1.

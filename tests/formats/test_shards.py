@@ -164,3 +164,11 @@ def test_index_that_names_a_pickle(sharded: Path) -> None:
     with pytest.raises(FormatError, match="pickle") as caught:
         find_weights(sharded)
     assert "safetensors" in (caught.value.hint or "")
+
+
+def test_a_checkpoint_of_training_has_its_weights_by_a_name(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").write_bytes(b"x")
+    for path in (tmp_path, tmp_path / "last.ckpt"):
+        with pytest.raises(FormatError, match="pickle") as refused:
+            Checkpoint.open(path)
+        assert "state_dict" in (refused.value.hint or "")

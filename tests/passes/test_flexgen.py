@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -86,6 +87,9 @@ def test_the_same_bytes_again_and_in_a_dry_run(forks: Forks, tmp_path: Path) -> 
     assert (one / FILE).read_bytes() == (other / FILE).read_bytes()
     names = ("flexgen-policy-search.json", "flexgen-policy-search.svg")
     assert all((one / "reports" / name).read_bytes() == (other / "reports" / name).read_bytes() for name in names)
+    root = ElementTree.fromstring((one / "reports" / names[1]).read_text())
+    assert root.tag.endswith("svg")
+    assert len(root.findall(".//{*}circle")) == len(policy(one)["pareto"])
     assert "up to date" in forks.run(*words(STORIES, other)).err
     shown = forks.run("show", other).out
     for text in ("placement policy", "laptop, preset", "tokens/s", "host memory", "waits for"):

@@ -12,6 +12,7 @@ from rewright.passes.context import Context
 from rewright.passes.convert.recurrences import Convention, Layer, config, dtype, specs
 from rewright.passes.errors import InputError
 from rewright.passes.spec import Layout, Metrics
+from rewright.passes.striped import from_striped, to_striped
 from rewright.passes.writing import carry, write_by_layer
 
 # Where what StripedHyena's `load_poles_residues` reads is put, one file a layer.
@@ -76,15 +77,11 @@ def _read(source: Checkpoint, layer: Layer, *, theirs: bool) -> Parts:
 
 
 def _theirs(poles: torch.Tensor, residues: torch.Tensor, h0: torch.Tensor) -> Parts:
-    """[D, N, 2] to [D, N, 1, 2]: R / p, and D = h_0 - Re sum R / p. What is not used has no pole to divide by."""
-    p, r = torch.view_as_complex(poles), torch.view_as_complex(residues)
-    shifted = torch.where(p == 0, r, r / torch.where(p == 0, torch.ones_like(p), p))
-    planes = torch.view_as_real(shifted)
-    return poles[:, :, None], planes[:, :, None], h0 - shifted.real.sum(1)
+    """[D, N, 2] to [D, N, 1, 2]."""
+    made, skip = to_striped(poles, residues, h0)
+    return poles[:, :, None], made[:, :, None], skip
 
 
 def _ours(poles: torch.Tensor, residues: torch.Tensor, skip: torch.Tensor) -> Parts:
-    """[D, N, 1, 2] to [D, N, 2]: R p, and h_0 = D + Re sum R."""
-    p, r = (torch.view_as_complex(part[:, :, 0].contiguous()) for part in (poles, residues))
-    made = torch.view_as_real(torch.where(p == 0, r, r * p))
-    return poles[:, :, 0], made, skip + r.real.sum(1)
+    """[D, N, 1, 2] to [D, N, 2]."""
+    return poles[:, :, 0], *from_striped(poles[:, :, 0], residues[:, :, 0], skip)

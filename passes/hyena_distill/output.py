@@ -13,6 +13,7 @@ from rewright.passes.hyena_distill.fits import Job
 from rewright.passes.hyena_distill.modal import Modal
 from rewright.passes.hyena_distill.plan import Group
 from rewright.passes.spec import Layout
+from rewright.passes.striped import to_striped
 
 
 def tensors(job: Job) -> dict[str, tuple[Group, str]]:
@@ -60,17 +61,14 @@ def _values(modal: Modal, group: Group, name: str) -> torch.Tensor:
     if group.kind in ("bank", "implicit"):
         values: torch.Tensor = getattr(modal, name)
         return values
-    # StripedHyena's filters are sum R p^t from t = 0 on, and its D comes on top at t = 0
-    poles, residues = torch.view_as_complex(modal.poles), torch.view_as_complex(modal.residues)
-    used = poles != 0
-    shifted = torch.where(used, residues / torch.where(used, poles, torch.ones_like(poles)), torch.zeros_like(residues))
+    residues, skip = to_striped(modal.poles, modal.residues, modal.h0)
     if name == "log_poles":
-        return poles.real.clamp(min=torch.finfo(torch.float32).tiny).log()[..., None]
+        return modal.poles[..., :1].clamp(min=torch.finfo(torch.float32).tiny).log()
     if name == "D":
-        return modal.h0 - shifted.real.sum(1)
+        return skip
     if group.kind == "real-modal":
-        return shifted.real
-    return torch.view_as_real(poles if name == "poles" else shifted)[:, :, None, :]
+        return residues[..., 0]
+    return (modal.poles if name == "poles" else residues)[:, :, None, :]
 
 
 def config(job: Job, modals: Mapping[str, Modal]) -> dict[str, Any]:

@@ -68,7 +68,9 @@ class Forks:
 
     def wait(self, job: Job) -> Ended:
         code = int(self._ask(do="wait", pid=job.pid))
-        return Ended(code, (job.folder / "out").read_text(), (job.folder / "err").read_text())
+        # one that was killed at once has not even opened its streams
+        out, err = (path.read_text() if path.exists() else "" for path in (job.folder / "out", job.folder / "err"))
+        return Ended(code, out, err)
 
     def run(self, *words: str | Path, stdin: bytes = b"", strike: Strike | None = None, also: str = "") -> Ended:
         return self.wait(self.start(*words, stdin=stdin, strike=strike, also=also))

@@ -23,6 +23,7 @@ from rewright.passes.recipe import make
 from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 from tests.bench.harness import machine
+from tests.bench.quality import load
 
 RECIPES: dict[str, dict[str, Any]] = {
     **{f"closed form, order {order}": {"order": order} for order in (2, 4, 8, 16, 32)},
@@ -93,10 +94,6 @@ def page(results: dict[str, Any]) -> str:
     told = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     command = "Command: `python -m tests.bench.distilled MODEL... --text FILE --out docs/results`"
     return "\n".join([*lines, command, "", f"Machine: {told}", ""])
-
-
-def load(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {"models": {}}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -30,7 +30,7 @@ from rewright.passes.recipe import make
 from rewright.passes.run_options import RunOptions
 from rewright.passes.survey import Run
 from tests.bench.harness import machine
-from tests.bench.quality import Texts
+from tests.bench.quality import Texts, load
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "W4 + 50 %": {"bits": 4, "sparsity": 0.5},
@@ -197,10 +197,6 @@ def picture(results: dict[str, Any]) -> str:
         parts.append(svg.text(NAMES + width + 6, y + 13, f"{100 * share:.1f} %", 11))
     described = "; ".join(f"{name} {100 * share:.0f} %" for name, share in rows)
     return svg.document(NAMES + BARS + 90, 60 + ROW * len(rows), "Won back by prompts", described, parts)
-
-
-def load(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {"models": {}}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -99,11 +99,11 @@ def _implicit(layout: Layout) -> list[Group]:
             number = int(found["number"])
             if number >= last.get(found["mixer"], (-1, 0))[0]:
                 last[found["mixer"]] = (number, shape[0])
+    if layout.config.get("modal") is not None or any(name.endswith(".modal.poles") for name in layout.tensors):
+        raise InputError(
+            "the filters are recurrences already", hint="distil the model that they came from, to another order"
+        )
     if not last:
-        if any(name.endswith(".modal.poles") for name in layout.tensors):
-            raise InputError(
-                "the filters are recurrences already", hint="distil the model that they came from, to another order"
-            )
         raise InputError("no filter is there: no tensor is called `...mixer.filter_fn.implicit_filter.N.weight`")
     length = _length(layout)
     return [
@@ -120,19 +120,25 @@ def _implicit(layout: Layout) -> list[Group]:
 
 
 def _length(layout: Layout) -> int:
-    said = layout.config.get("l_max", layout.config.get("max_seq_len"))
+    keys = ("max_seq_len", "max_seqlen", "l_max")
+    said = next((layout.config[key] for key in keys if key in layout.config), None)
     if not isinstance(said, int) or isinstance(said, bool) or said < 2:
-        raise InputError("`config.json` does not say how long the filters are", hint="it is `max_seq_len`, as a number")
+        raise InputError(
+            "`config.json` does not say how long the filters are",
+            hint="it is `max_seq_len`, as a number; or say `--horizon N`",
+        )
     return said
 
 
 def _modal(layout: Layout, horizon: int | None) -> list[Group]:
     """Recurrences by their poles; their impulse responses have no end, so a length is to be said."""
     found = []
-    for name, (_, shape) in layout.tensors.items():
+    for name, (dtype, shape) in layout.tensors.items():
         match = _MODAL.fullmatch(name)
         if match is None:
             continue
+        if dtype not in ("F32", "F64"):
+            raise InputError(f"`{name}` is {dtype}: a pole in half precision has lost its filter")
         mixer, real = match["mixer"], match["poles"] == "log_poles"
         if f"{mixer}.residues" not in layout.tensors or len(shape) != (3 if real else 4):
             continue

@@ -9,6 +9,7 @@ import torch
 
 from rewright.formats.dtypes import to_torch
 from rewright.formats.layout import TensorSpec
+from rewright.passes.errors import InputError
 from rewright.passes.hyena_distill.fits import Job
 from rewright.passes.hyena_distill.modal import Modal
 from rewright.passes.hyena_distill.plan import Group
@@ -50,6 +51,27 @@ def specs(job: Job, layout: Layout, modals: Mapping[str, Modal]) -> list[TensorS
         if name not in gone and name not in own:
             found.append(TensorSpec(name, dtype, shape))
     return found
+
+
+def refuse_near_zero(job: Job, modals: Mapping[str, Modal]) -> None:
+    """Refuse recurrences that StripedHyena's layout does not hold: their residues are divided by poles near 0.
+
+    Raises InputError where what is stored makes another h_0, or a pole that is used is 0.
+    """
+    for group in job.groups:
+        if group.kind in ("bank", "implicit"):
+            continue
+        modal = modals[group.name]
+        residues, skip = (part.float().double() for part in to_striped(modal.poles, modal.residues, modal.h0))
+        off = (skip + residues[..., 0].sum(1) - modal.h0).abs()
+        lost = ((modal.poles == 0).all(2) & (modal.residues != 0).any(2)).any(1)
+        wrong = lost | (off > 1e-4 * modal.impulse(2).abs().amax(1))
+        if wrong.any():
+            place = int(wrong.nonzero()[0])
+            raise InputError(
+                f"filter {place} of `{group.name}` needs a pole so near 0 that StripedHyena's layout does not hold it",
+                hint="try another `--order`",
+            )
 
 
 def leaf(modal: Modal, group: Group, name: str) -> torch.Tensor:

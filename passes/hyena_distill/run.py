@@ -33,6 +33,7 @@ def run(context: Context, options: HyenaDistillOptions, source: Checkpoint, draf
     modals = {group.name: kept(job, group, orders[group.name]) for group in job.groups}
     told = asked.compare(orders) if asked else {}
     shown = examples(job, least, modals, orders)
+    output.refuse_near_zero(job, modals)
     specs = output.specs(job, layout, modals)
     _write(job, draft, specs, modals)
     carry(context, source, draft)

@@ -34,13 +34,14 @@ class Workspace:
     def beside(cls, dst: Path) -> Workspace:
         """Look at the partial work of a destination. Raises ConflictError for a folder that is not Rewright's."""
         path = publish.partial_path(dst)
-        try:
-            data = (path / RECORD).read_bytes()
-        except FileNotFoundError:
-            _refuse_foreign(path)
+        data = _record(path)
+        if data is None and not _is_unbegun(path):
+            # another process of this run may have begun it between the two looks
+            data = _record(path)
+            if data is None:
+                raise _foreign(path)
+        if data is None:
             return cls(path, None)
-        except NotADirectoryError:
-            raise _foreign(path) from None
         try:
             found = json.loads(data)
         except ValueError:
@@ -119,16 +120,23 @@ class Workspace:
         publish.discard(self.path)
 
 
-def _refuse_foreign(path: Path) -> None:
-    """A folder without a record is ours only where it is empty, or holds a record that was being written."""
+def _record(path: Path) -> bytes | None:
+    """The record's bytes, or None where there is none."""
+    try:
+        return (path / RECORD).read_bytes()
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise _foreign(path) from None
+
+
+def _is_unbegun(path: Path) -> bool:
+    """Whether a folder without a record may be ours: only where it is empty, or holds a record being written."""
     try:
         names = os.listdir(path)
     except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        raise _foreign(path) from None
-    if any(not name.startswith(SCRATCH) for name in names):
-        raise _foreign(path)
+        return True
+    return all(name.startswith(SCRATCH) for name in names)
 
 
 def _foreign(path: Path) -> ConflictError:

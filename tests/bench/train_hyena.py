@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from rewright.passes.loading import register
 from rewright.passes.models.hyena_letters import LETTERS, SPECIAL, letters_tokenizer
+from tests.bench.training import mean_loss, options, train
 
 START = "<|endoftext|>"
 # HyenaDNA's numbers: seven for what is no letter, then the letters.
@@ -86,65 +85,10 @@ def config_of(given: argparse.Namespace) -> Any:
     return AutoConfig.for_model(given.kind, **shape)
 
 
-def groups_of(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """What decays towards zero, and what does not: vectors, and the networks that make the filters."""
-    kept, decayed = [], []
-    for name, parameter in model.named_parameters():
-        (decayed if parameter.dim() == 2 and "filter_fn" not in name else kept).append(parameter)
-    return [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
-
-
-@torch.no_grad()
-def held_out_loss(model: Any, tokens: torch.Tensor, length: int, most: int) -> float:
-    """Mean loss in nats over the first windows of held-out tokens."""
-    model.eval()
+def windows(tokens: torch.Tensor, length: int, most: int) -> list[torch.Tensor]:
+    """The first windows [1, length + 1] of tokens, each from the last token of the one before."""
     count = max(1, min(most, (len(tokens) - 1) // length))
-    losses = []
-    for window in range(count):
-        part = tokens[window * length : window * length + length + 1][None]
-        logits = model(input_ids=part[:, :-1], use_cache=False).logits
-        losses.append(torch.nn.functional.cross_entropy(logits[0], part[0, 1:]))
-    model.train()
-    return float(torch.stack(losses).mean())
-
-
-def train(given: argparse.Namespace, tokens: torch.Tensor, held: torch.Tensor) -> tuple[Any, dict[str, Any]]:
-    """The trained model and what was measured."""
-    torch.manual_seed(given.seed)
-    model = AutoModelForCausalLM.from_config(config_of(given)).train()
-    optimiser = torch.optim.AdamW(groups_of(model), lr=given.rate, betas=(0.9, 0.98))
-    draws = torch.Generator().manual_seed(given.seed)
-    started, step, recent = time.perf_counter(), 0, 0.0
-    budget = 60 * given.minutes if given.minutes else math.inf
-    for step in range(1, given.steps + 1):
-        used = time.perf_counter() - started
-        # the schedule ends with whichever comes first
-        share = min(1.0, max(step / given.steps, used / budget))
-        optimiser.param_groups[0]["lr"] = optimiser.param_groups[1]["lr"] = (
-            given.rate * min(1.0, step / 50) * (0.05 + 0.475 * (1 + math.cos(math.pi * share)))
-        )
-        first = torch.randint(len(tokens) - given.length, (given.batch,), generator=draws)
-        rows = tokens[first[:, None] + torch.arange(given.length + 1)]
-        logits = model(input_ids=rows[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        recent = float(loss.detach()) if step == 1 else 0.95 * recent + 0.05 * float(loss.detach())
-        if step % 50 == 0:
-            print(f"step {step}: loss {recent:.4f}, {used:.0f} s", file=sys.stderr, flush=True)
-        if time.perf_counter() - started > budget:
-            break
-    return model, {
-        "kind": given.kind,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "steps": step,
-        "seconds": round(time.perf_counter() - started, 1),
-        "tokens": step * given.batch * given.length,
-        "training_loss": recent,
-        "held_out_loss": held_out_loss(model, held, given.length, 64),
-    }
+    return [tokens[window * length : window * length + length + 1][None] for window in range(count)]
 
 
 def write(given: argparse.Namespace, model: Any) -> None:
@@ -162,24 +106,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="a text, or for hyenadna a FASTA file")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--held-out", type=Path, help="where to write the text that was held out")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--minutes", type=float, default=0.0, help="stop after so many (0: never)")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--length", type=int, default=1024, help="positions of the filters, and tokens of a row")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--heads", type=int, help="of multihyena (16)")
     parser.add_argument("--frequency", type=float, help="where the frequencies of the filters' sines start")
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    options(parser, rate=3e-3, steps=3000)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     register()
     tokens, held, text = read(given.kind, given.file)
     if len(tokens) <= given.length:
         parser.error(f"`{given.file}` has {len(tokens)} tokens to learn from, fewer than a row")
-    model, facts = train(given, tokens, held)
+    torch.manual_seed(given.seed)
+    model = AutoModelForCausalLM.from_config(config_of(given))
+
+    def draw(draws: torch.Generator) -> torch.Tensor:
+        first = torch.randint(len(tokens) - given.length, (given.batch,), generator=draws)
+        return tokens[first[:, None] + torch.arange(given.length + 1)]
+
+    # networks make the filters: their weights do not decay
+    facts = {"kind": given.kind} | train(model, draw, given, kept="filter_fn")
+    facts["held_out_loss"] = mean_loss(model, windows(held, given.length, 64))
     write(given, model)
     if given.held_out is not None:
         given.held_out.write_text(text)

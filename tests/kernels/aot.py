@@ -21,6 +21,7 @@ from typing import Any
 
 from tests.kernels.loss_variants import cross_entropy_variants, kl_variants
 from tests.kernels.modal_variants import MODAL
+from tests.kernels.neuron_variants import NEURONS
 from tests.kernels.ops import OPS
 from tests.kernels.packed_variants import bitmask_gemv_variants, gemm_variants, gemv_variants
 from tests.kernels.variant import Variant
@@ -279,6 +280,7 @@ def variants(op: str) -> list[Variant]:
         "linear_cross_entropy": cross_entropy_variants,
         "linear_kl": kl_variants,
         **MODAL,
+        **NEURONS,
     }
     return list(makers[op]())
 

@@ -11,6 +11,7 @@ from rewright.kernels.bitmask import pack_bitmask
 from tests.kernels.case import DTYPES, Builder, Case, laid_out, normal
 from tests.kernels.loss_cases import loss_cases
 from tests.kernels.modal_cases import modal_cases
+from tests.kernels.neuron_cases import neuron_cases
 from tests.kernels.packed_cases import packed_cases
 from tests.kernels.solver_cases import solver_cases
 
@@ -197,4 +198,5 @@ def all_cases() -> list[Case]:
         *packed_cases(),
         *loss_cases(),
         *modal_cases(),
+        *neuron_cases(),
     ]

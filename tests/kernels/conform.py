@@ -40,6 +40,8 @@ from tests.kernels.cases import all_cases
 from tests.kernels.loss_cases import LOSS_JUDGES, LOSSES, results
 from tests.kernels.modal_judges import DOUBLE, MODAL_JUDGES
 from tests.kernels.modal_judges import OPS as MODAL
+from tests.kernels.neuron_cases import NEURON_JUDGES
+from tests.kernels.neuron_cases import OPS as NEURONS
 from tests.kernels.packed_cases import PACKED_JUDGES
 
 
@@ -70,6 +72,8 @@ def call(op: str, arguments: dict[str, Any], choice: str) -> tuple[torch.Tensor,
             return results(op, arguments)
         if op in MODAL:
             return MODAL[op](arguments)
+        if op in NEURONS:
+            return NEURONS[op](arguments)
         several: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
             "joint_sweep": joint_sweep,
             "descend": descend,
@@ -108,7 +112,7 @@ def judge(case: Case, choice: str, device: str = "cpu") -> Verdict:
             return _equal([t.cpu() for t in got[:3]], list(base[:3]))
         return verdict
     mine = tuple(t.cpu() for t in got)
-    judge_of = {**judges.JUDGES, **PACKED_JUDGES, **LOSS_JUDGES, **MODAL_JUDGES}
+    judge_of = {**judges.JUDGES, **PACKED_JUDGES, **LOSS_JUDGES, **MODAL_JUDGES, **NEURON_JUDGES}
     if case.op in judge_of:
         verdict = judge_of[case.op](case, mine, base)
         if not (case.exact and verdict.ok):

@@ -15,6 +15,8 @@ from tests.kernels.judges import JUDGES
 from tests.kernels.loss_cases import LOSS_JUDGES, LOSSES
 from tests.kernels.modal_judges import MODAL_JUDGES
 from tests.kernels.modal_judges import OPS as MODAL
+from tests.kernels.neuron_cases import NEURON_JUDGES
+from tests.kernels.neuron_cases import OPS as NEURONS
 from tests.kernels.ops import company
 from tests.kernels.packed_cases import OPS as PACKED_OPS
 from tests.kernels.packed_cases import PACKED_JUDGES
@@ -46,7 +48,8 @@ def test_every_op_has_cases_in_every_dtype_it_takes() -> None:
     seen = {(case.op, case.dtype) for case in wanted("triton", "cpu")}
     floating = (torch.float64, torch.float32, torch.float16)
     ops = ("hessian_update", "joint_sweep", "cross_update", "descend", "clip_search", "admm_step")
-    assert {(op, d) for op in (*ops, *PACKED_OPS, *LOSSES, "keep_largest", "keep_of") for d in floating} <= seen
+    ops = (*ops, *PACKED_OPS, *LOSSES, *NEURONS, "keep_largest", "keep_of")
+    assert {(op, d) for op in ops for d in floating} <= seen
     streams = ("vandermonde_adjoint", "modal_fit_step", "modal_chunk_prefill", "modal_step")
     assert {(op, d) for op in streams for d in floating} <= seen
     assert {(op, d) for op in ("vandermonde", "hyena_filter", "rational") for d in floating[:2]} <= seen
@@ -128,3 +131,31 @@ def test_the_judges_of_sums_of_powers_see_a_digit_lost_in_any_result() -> None:
         for place in range(len(right)):
             wrong = tuple(t * (1 + loss) if place == at else t for at, t in enumerate(right))
             assert not MODAL_JUDGES[op](case, wrong, right).ok, (op, place)
+
+
+def test_the_judges_of_predicted_neurons_see_one_too_many_one_too_few_and_a_lost_digit() -> None:
+    case = _case("predictor_out-float32-13x37x261-slice--0.5")
+    index, count = call(case.op, case.make(), "reference")
+    judge_of = NEURON_JUDGES[case.op]
+    assert 0 < int(count[0]) < 128
+    assert judge_of(case, (index, count), (index, count)).ok
+    fewer, less = index.clone(), count.clone()
+    fewer[0, int(count[0]) - 1], less[0] = -1, count[0] - 1
+    assert "is active is not listed" in judge_of(case, (fewer, less), (index, count)).detail
+    # Every fifth is never active.
+    more, greater = index.clone(), count.clone()
+    more[2], greater[2] = -1, 5
+    more[2, :5] = torch.arange(256, 261)
+    assert "not active is listed" in judge_of(case, (more, greater), (index, count)).detail
+    swapped = index.clone()
+    swapped[0, :2] = index[0, :2].flip(0)
+    assert "not ascending" in judge_of(case, (swapped, count), (index, count)).detail
+    for name in (
+        "predictor_in-float32-13x523x5-slice",
+        "sparse_mlp-float32-3x37x261-slice-0.3-relu-bias-gate-gatebias-offset",
+        "reduce_add-float32-67x3x41-slice-bias-residual",
+    ):
+        case = _case(name)
+        (right,) = call(case.op, case.make(), "reference")
+        assert NEURON_JUDGES[case.op](case, (right,), (right,)).ok
+        assert not NEURON_JUDGES[case.op](case, (right * (1 + 2e-3),), (right,)).ok, name

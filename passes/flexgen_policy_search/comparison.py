@@ -34,9 +34,11 @@ def by_published(problem: Problem, law: Law) -> Found:
     seen = search(program, problem.most)
     at = int(np.argmax(seen.throughput))
     if not seen.throughput[at]:
+        late = problem.most is not None and search(program, None).throughput.any()
+        within = f" within {problem.most:g} s" if late else ""
         raise ResourceError(
-            f"no policy fits `{problem.machine.name}` by the `{law}` equations",
-            hint="give more memory, or leave out `--cost-model`",
+            f"no policy fits `{problem.machine.name}`{within} by the `{law}` equations",
+            hint="give a larger `--max-latency`" if late else "give more memory, or leave out `--cost-model`",
         )
     best = _placed(problem, program, seen, at)
     cut = program.solve(best.gbs, best.nb)

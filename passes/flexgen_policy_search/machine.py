@@ -80,14 +80,19 @@ class Machine:
         }
 
     def sized(self, sizes: Mapping[str, int | None]) -> Machine:
-        """The machine with other sizes of its tiers, reserves in proportion."""
+        """The machine with other sizes of its tiers; reserves are in proportion, but one that was described stays."""
         gpu, cpu, disk = (sizes.get(tier) for tier in self.TIERS)
         made = self
         if gpu is not None:
-            made = replace(made, gpu_bytes=gpu, gpu_reserve=reserve_of("gpu", gpu))
+            made = replace(made, gpu_bytes=gpu, gpu_reserve=self.reserve("gpu", gpu))
         if cpu is not None:
-            made = replace(made, cpu_bytes=cpu, cpu_reserve=reserve_of("cpu", cpu))
+            made = replace(made, cpu_bytes=cpu, cpu_reserve=self.reserve("cpu", cpu))
         return made if disk is None else replace(made, disk_bytes=disk)
+
+    def reserve(self, tier: str, size: int) -> int:
+        """What would not be to be had of a tier of another size."""
+        have, kept = (getattr(self, f"{tier}_{what}", 0) for what in ("bytes", "reserve"))
+        return kept if tier == "disk" or kept != reserve_of(tier, have) else reserve_of(tier, size)
 
     def constants(self) -> Published:
         """Constants for the published equations, from the rates where none were fitted."""

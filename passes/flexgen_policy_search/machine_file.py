@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 from rewright.passes.errors import InputError
 from rewright.passes.flexgen_policy_search.machine import Machine, Published, reserve_of
 from rewright.passes.flexgen_policy_search.presets import preset
-from rewright.passes.flexgen_policy_search.values import PRESETS, quantity
+from rewright.passes.flexgen_policy_search.values import MOST, NUMBER, PRESETS, quantity
 
 # Table and key in the file, the machine's field, and the unit.
 _KEYS = {
@@ -36,14 +37,14 @@ _KEYS = {
 }
 _OPTIONAL = ("gpu_reserve", "cpu_reserve", "launch_s", "copy_s")
 _TOP = ("name", "base", "published", "gpu", "cpu", "disk", "link")
-_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_SECONDS = {unit: Fraction(1, 1000**power) for power, unit in enumerate(("s", "ms", "us", "ns"))}
 
 
 def parse(data: bytes, path: Path) -> Machine:
     """A machine from the bytes of a description. Raises InputError that names the key, and the nearest known one."""
     try:
         said = tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"`{path}` is not TOML: {error}") from None
     _known(said, _TOP, path, "")
     figures: dict[str, Any] = {}
@@ -58,9 +59,13 @@ def parse(data: bytes, path: Path) -> Machine:
     if base is not None and base not in PRESETS:
         raise InputError(f"`base` of `{path}` must be one of {', '.join(PRESETS)}, not `{base}`")
     name = said.get("name", path.stem)
-    if not isinstance(name, str) or not name.isprintable() or not name:
+    if not isinstance(name, str) or not name.isprintable() or not name.strip():
         raise InputError(f"`name` of `{path}` is no text")
-    return _made(figures, base, name, _published(said, path), path)
+    made = _made(figures, base, name, _published(said, path), path)
+    for tier in ("gpu", "cpu"):
+        if not made.rooms[tier]:
+            raise InputError(f"`{tier}.reserve` of `{path}` leaves nothing of `{tier}.memory`")
+    return made
 
 
 def _made(figures: dict[str, Any], base: str | None, name: str, published: Published | None, path: Path) -> Machine:
@@ -103,25 +108,23 @@ def _known(held: Mapping[str, Any], keys: Any, path: Path, prefix: str) -> None:
 
 def _figure(value: Any, unit: str, where: str, path: Path) -> int | float:
     """A quantity above zero, bytes as a whole number, time as seconds."""
-    reader: Callable[[str], Fraction | float] = _time if unit == "s" else lambda text: quantity(text, unit)
+    reader: Callable[[str], Fraction] = _time if unit == "s" else lambda text: quantity(text, unit)
     try:
         found = reader(value if isinstance(value, str) else f"{value}")
     except ValueError as error:
         raise InputError(f"`{where}` of `{path}` {error}") from None
     if found <= 0 and not (where.endswith("reserve") and found == 0):
         raise InputError(f"`{where}` of `{path}` must be above zero, not `{value}`")
+    if unit == "B" and (found >= MOST or 0 < found < 1):
+        raise InputError(f"`{where}` of `{path}` must be from 1B to less than {MOST}B, not `{value}`")
     return int(found) if unit == "B" else float(found)
 
 
-def _time(text: str) -> float:
-    for unit in ("ns", "us", "ms", "s"):
-        number = text.removesuffix(unit).strip()
-        if number != text.strip():
-            try:
-                return float(number) * _SECONDS[unit]
-            except ValueError:
-                break
-    raise ValueError(f"must be a time as `5us`, not `{text}`")
+def _time(text: str) -> Fraction:
+    found = re.fullmatch(NUMBER + "(ns|us|ms|s)", text)
+    if found is None:
+        raise ValueError(f"must be a time as `5us`, not `{text}`")
+    return Fraction(found[1]) * _SECONDS[found[2]]
 
 
 def _published(said: Mapping[str, Any], path: Path) -> Published | None:

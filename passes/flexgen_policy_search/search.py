@@ -72,7 +72,7 @@ def search(problem: Problem) -> Found | None:
         _try(problem, tried, point.setting, point.gbs, point.nb)
     for point in promising(points, tried):
         _try(problem, tried, point.setting, point.gbs, point.nb)
-    for point in [] if tried else _smallest(problem):
+    for point in [] if any(tried.values()) else _smallest(problem):
         _try(problem, tried, point.setting, point.gbs, point.nb)
     for _ in range(2):
         # at the edge of what fits, cut pieces may not where whole ones do

@@ -6,14 +6,7 @@ from dataclasses import replace
 
 from rewright.passes.errors import ResourceError
 from rewright.passes.flexgen_policy_search.hills import Problem
-from rewright.passes.flexgen_policy_search.machine import (
-    CPU_RESERVE,
-    CPU_SHARE,
-    GPU_RESERVE,
-    GPU_SHARE,
-    MIB,
-    reserve_of,
-)
+from rewright.passes.flexgen_policy_search.machine import MIB, Machine
 from rewright.passes.flexgen_policy_search.place import Aim, place
 from rewright.passes.flexgen_policy_search.search import pair
 from rewright.passes.flexgen_policy_search.values import Memory
@@ -33,6 +26,12 @@ def explain(problem: Problem) -> ResourceError:
     least = quickest(problem) if problem.most is not None else None
     if least is not None and problem.most is not None:
         hints.append((least / problem.most, f"the smallest change is `--max-latency {least:.4g}`"))
+    if not hints and problem.most is not None:
+        # the bound may be one that no machine keeps
+        return ResourceError(
+            f"{told}, nor any with more of one tier alone",
+            hint=f"without `--max-latency`, {explain(replace(problem, most=None)).hint}",
+        )
     if not hints:
         return ResourceError(
             f"{told}, nor any with more of one tier alone",
@@ -48,17 +47,18 @@ def needed(problem: Problem, tier: Aim) -> int | None:
         made = place(pair(problem, setting, 1, 1), 0, problem.machine, aim=tier, most=problem.most)
         if made is not None:
             rooms.append(made.peak[tier])
-    return size_for(tier, min(rooms)) if rooms else None
+    return size_for(problem.machine, tier, min(rooms)) if rooms else None
 
 
-def size_for(tier: Aim, room: int) -> int:
-    """The size, in whole MiB, of a tier that leaves so many bytes when its reserve is taken off."""
-    fixed, share = {"gpu": (GPU_RESERVE, GPU_SHARE), "cpu": (CPU_RESERVE, CPU_SHARE)}.get(tier, (0, 0.0))
-    size = min(2 * room, int((room + fixed) / (1 - share)) + 1)
-    size = -(-size // MIB) * MIB
-    while tier != "disk" and size - reserve_of(tier, size) < room:
-        size += MIB
-    return size
+def size_for(machine: Machine, tier: Aim, room: int) -> int:
+    """The least size, in whole MiB, of a tier that leaves so many bytes when its reserve is taken off."""
+    low, high = 0, 1
+    while high * MIB - machine.reserve(tier, high * MIB) < room:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if middle * MIB - machine.reserve(tier, middle * MIB) >= room else (middle, high)
+    return high * MIB
 
 
 def quickest(problem: Problem) -> float | None:

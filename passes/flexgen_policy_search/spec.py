@@ -48,6 +48,7 @@ class FlexgenOptions:
     def __post_init__(self) -> None:
         if self.cost_model != "roofline":
             odd = {"weight-bits": self.weight_bits != "stored", "kv-bits": self.kv_bits != "16"}
+            odd |= {"objective": self.objective != "throughput"}
             odd |= {"attention": self.attention == "gpu", "schedule": self.schedule not in ("zigzag", "any")}
             for flag, said in odd.items():
                 if said:

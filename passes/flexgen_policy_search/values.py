@@ -8,16 +8,18 @@ from fractions import Fraction
 from pathlib import Path
 
 PRESETS = ("t4-gcp-released", "t4-gcp-paper", "h100-pcie5", "h200-pcie5", "rtx4090", "laptop")
+# Sizes stay below.
+MOST = 2**63
 _PREFIXES = {"": 1, **{letter: 1000**power for power, letter in enumerate("kMGTP", 1)}}
 _PREFIXES |= {f"{letter}i": 1024**power for power, letter in enumerate("KMGTP", 1)}
-_NUMBER = r"(-?[0-9]{1,19}(?:\.[0-9]{1,15})?(?:e-?[0-9]{1,2})?) ?"
+NUMBER = r"(-?[0-9]{1,19}(?:\.[0-9]{1,15})?(?:e-?[0-9]{1,2})?) ?"
 
 
 def quantity(text: str, unit: str) -> Fraction:
     """A number with a prefix and this unit, as `12.9GiB/s` with `B/s`. Raises ValueError: another unit, or none."""
-    found = re.fullmatch(_NUMBER + r"([kKMGTP]?i?)" + re.escape(unit), text)
+    found = re.fullmatch(NUMBER + r"([kKMGTP]?i?)" + re.escape(unit), text)
     if found is None or found[2] not in _PREFIXES:
-        bare = re.fullmatch(_NUMBER, text) is not None
+        bare = re.fullmatch(NUMBER, text) is not None
         examples = {"B": "`16GiB` or `5GB`", "B/s": "`12.9GiB/s` or `250GB/s`", "FLOP/s": "`21.2TFLOP/s`"}[unit]
         raise ValueError(f"{'has no unit' if bare else 'must be a quantity'}, as {examples}: `{text}`")
     return Fraction(found[1]) * Fraction(_PREFIXES[found[2]])
@@ -32,7 +34,7 @@ class Memory:
     @classmethod
     def parse(cls, text: str) -> Memory:
         size = quantity(text, "B")
-        if size.denominator > 1 or not 0 < size < 2**63:
+        if size.denominator > 1 or not 0 < size < MOST:
             raise ValueError(f"must be a size of whole bytes above zero, not `{text}`")
         return cls(int(size))
 

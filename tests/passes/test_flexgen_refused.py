@@ -6,19 +6,28 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from rewright.formats.errors import FormatError, Refusal
 from rewright.formats.policy import read_policy
 from rewright.passes.errors import InputError, ResourceError, UsageError
+from rewright.passes.flexgen_policy_search.hills import Problem
 from rewright.passes.flexgen_policy_search.machine import GIB
 from rewright.passes.flexgen_policy_search.machine_file import parse
 from rewright.passes.flexgen_policy_search.model import read
+from rewright.passes.flexgen_policy_search.policy import document
+from rewright.passes.flexgen_policy_search.presets import preset
+from rewright.passes.flexgen_policy_search.roofline import Work
+from rewright.passes.flexgen_policy_search.search import search
+from rewright.passes.flexgen_policy_search.short import size_for
+from rewright.passes.flexgen_policy_search.spec import FlexgenOptions
+from rewright.passes.flexgen_policy_search.values import MachineName, Memory
 from rewright.passes.recipe import make as make_stage
 from rewright.passes.spec import Layout
-from tests.passes.flexing import FILE, flexgen, opt
+from tests.bench.flexgen_models import LARGE
+from tests.passes.flexing import FILE, flexgen, opt, settings
 from tests.passes.forks import Forks
 from tests.passes.outputs import beside
 
@@ -56,6 +65,7 @@ from-gpu = "12GB/s"
         ({"max-latency": 0}, "`--max-latency 0` leaves no time"),
         ({"max-latency": float("nan")}, "must be at least 0, not `nan`"),
         ({"cost-model": "paper", "kv-bits": 4}, "`--cost-model paper` knows nothing of `--kv-bits`"),
+        ({"cost-model": "released", "objective": "min-ram"}, "`--cost-model released` knows nothing of `--objective`"),
         ({"attention": "cpu", "kv-bits": 8}, "`--attention cpu` reads keys of 16 bits, not of 8"),
     ],
 )
@@ -124,6 +134,15 @@ def test_a_machine_in_a_file() -> None:
         ('launch = "5us"', 'launch = "soon"', "`gpu.launch` of `box.toml` must be a time as `5us`, not `soon`", None),
         ('size = "1.5TB"', "", "`box.toml` lacks `disk.size`", "give it, or start from a preset"),
         ('name = "box"', 'name = "box"\nbase = "h20"', "`base` of `box.toml` must be one of", None),
+        ('launch = "5us"', 'launch = "infs"', "`gpu.launch` of `box.toml` must be a time as `5us`, not `infs`", None),
+        ('launch = "5us"', 'launch = "1e400s"', "`gpu.launch` of `box.toml` must be a time as `5us`, not", None),
+        ('launch = "5us"', 'launch = "0ms"', "`gpu.launch` of `box.toml` must be above zero", None),
+        ('launch = "5us"', 'reserve = "16GiB"', "`gpu.reserve` of `box.toml` leaves nothing of `gpu.memory`", None),
+        ('memory = "16GiB"', 'memory = "0.3B"', "`gpu.memory` of `box.toml` must be from 1B to less than", None),
+        ('size = "1.5TB"', 'size = "1e20PB"', "`disk.size` of `box.toml` must be from 1B to less than", None),
+        ('name = "box"', 'name = " "', "`name` of `box.toml` is no text", None),
+        ('name = "box"', f"name = {'[' * 9999}", "`box.toml` is not TOML", None),
+        ('name = "box"', f"name = {'9' * 5000}", "`box.toml` is not TOML", None),
         ("[link]", "[link", "`box.toml` is not TOML", None),
         ("[gpu]", "published = 3\n[gpu]", "`published` of `box.toml` is no table", None),
     ],
@@ -162,10 +181,6 @@ def test_a_machine_on_which_nothing_fits(forks: Forks, tiny: Callable[[str], Pat
 
 
 def test_the_smallest_change_of_a_large_model() -> None:
-    from rewright.passes.flexgen_policy_search.policy import document
-    from rewright.passes.flexgen_policy_search.spec import FlexgenOptions
-    from rewright.passes.flexgen_policy_search.values import MachineName, Memory
-
     def ask(cpu: str, latency: float | None = None) -> dict[str, Any]:
         said = FlexgenOptions(
             machine=MachineName("t4-gcp-paper"), cpu_memory=Memory.parse(cpu), disk=Memory.parse("1MiB"),
@@ -186,6 +201,41 @@ def test_the_smallest_change_of_a_large_model() -> None:
     found = re.fullmatch(r"the smallest change is `--max-latency ([\d.]+)`", refused.value.hint or "")
     assert found, refused.value.hint
     assert ask("100GiB", latency=float(found[1]))["predicted"]["latency_s"] <= float(found[1]) * (1 + 1e-6)
+
+
+def test_a_reserve_that_was_described_stays() -> None:
+    """With another size too; and the size that is needed has room for it."""
+    box = parse(BOX.replace('launch = "5us"', 'reserve = "10GiB"').encode(), Path("box.toml"))
+    assert box.sized({"gpu": 24 * GIB}).rooms["gpu"] == 14 * GIB
+    assert size_for(box, "gpu", 14 * GIB) == 24 * GIB
+    usual = parse(BOX.encode(), Path("box.toml"))
+    for tier, room in (("gpu", 3), ("gpu", 10**11), ("cpu", 10**10), ("disk", 2**20 + 1)):
+        size = size_for(usual, tier, room)  # type: ignore[arg-type]  # words of a literal
+        assert usual.sized({tier: size}).rooms[tier] >= room
+        assert size <= 2**20 or usual.sized({tier: size - 2**20}).rooms[tier] < room
+
+
+def test_cut_pieces_fit_where_whole_ones_do_not() -> None:
+    """What seems to fit does not, and one sequence at a time does."""
+    box = preset("rtx4090").sized({"gpu": 598931 * 2**20, "disk": 12752547737})
+    work = Work(1, 1)
+    kept = tuple(one for one in settings("zigzag", "staggered") if one.attention == "cpu")
+    found = search(Problem(read(LARGE["DeepSeek-V3"]()), box, work, kept))
+    assert found is not None
+    assert found.best.gbs * found.best.nb >= 1
+
+
+@pytest.mark.parametrize(("law", "generate"), [("roofline", 8), ("released", 32)])
+def test_a_bound_that_no_machine_keeps(law: Literal["roofline", "released"], generate: int) -> None:
+    """The hint says that the bound is what is in the way, though memory is short as well."""
+    small = {} if law == "released" else {"gpu_memory": Memory.parse("1GiB"), "cpu_memory": Memory.parse("1GiB")}
+    said = FlexgenOptions(
+        machine=MachineName("t4-gcp-paper"), max_latency=1e-3, cost_model=law, disk=Memory.parse("1TB"),
+        prompt_length=24, generate_length=generate, **small,
+    )  # fmt: skip
+    with pytest.raises(ResourceError, match=r"no policy fits .*within 0.001 s") as refused:
+        document(said, opt("13b"))
+    assert "--max-latency" in (refused.value.hint or "")
 
 
 def test_headers_that_are_no_model() -> None:

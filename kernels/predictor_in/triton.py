@@ -31,11 +31,11 @@ def predictor_in_kernel(
     total = tl.zeros([BLOCK_M, BLOCK_K], ACC)
     x_at = x_ptr + token.to(tl.int64)[:, None] * x_row
     for first in range(0, columns, BLOCK_K):
-        k = first + lane
+        k = (first + lane)[None, :]
         known = k < columns
         a = tl.load(a_ptr + row * a_row + k, mask=known, other=0).to(ACC)
-        x = tl.load(x_at + k[None, :], mask=here[:, None] & known[None, :], other=0.0).to(ACC)
-        total += x * a[None, :]
+        x = tl.load(x_at + k, mask=here[:, None] & known, other=0.0).to(ACC)
+        total += x * a
     t = tl.sum(total, axis=1)
     if HAS_SCALE:
         t *= tl.load(scale_ptr + row * scale_stride).to(ACC)

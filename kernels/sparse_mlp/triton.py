@@ -30,8 +30,9 @@ class Config(NamedTuple):
     columns: int
 
 
-# By the rows of x, padded to a power of two.
-CONFIGS = {1: Config(4, 1024), 2: Config(4, 1024), 4: Config(2, 1024), 8: Config(1, 1024), 16: Config(1, 512)}
+# By the rows of x, padded to a power of two; a multiprocessor holds two programs of each. For one row of bfloat16 a
+# thread has 8 neighbouring columns of x and of a matrix alike: a narrower tile would be exchanged in each turn.
+CONFIGS = {1: Config(2, 2048), 2: Config(2, 2048), 4: Config(1, 2048), 8: Config(1, 1024), 16: Config(1, 512)}
 WARPS = 8
 # Counts that a program holds.
 MOST_BLOCKS = 1024
@@ -47,14 +48,14 @@ def dots(
     """Products of the rows of x with some rows of a matrix, plus their biases, [BLOCK_M, BLOCK_G]."""
     total = tl.zeros([BLOCK_M, BLOCK_G, BLOCK_K], ACC)
     lane = tl.arange(0, BLOCK_K)
-    x_at = x_ptr + token.to(tl.int64)[:, None] * x_row
-    w_at = w_ptr + neuron[:, None] * w_row
+    x_at = x_ptr + token.to(tl.int64)[:, None, None] * x_row
+    w_at = w_ptr + neuron[None, :, None] * w_row
     for first in range(0, columns, BLOCK_K):
-        k = first + lane
+        k = (first + lane)[None, None, :]
         known = k < columns
-        w = tl.load(w_at + k[None, :], mask=here[:, None] & known[None, :], other=0.0).to(ACC)
-        x = tl.load(x_at + k[None, :], mask=in_token[:, None] & known[None, :], other=0.0).to(ACC)
-        total += x[:, None, :] * w[None, :, :]
+        w = tl.load(w_at + k, mask=here[None, :, None] & known, other=0.0).to(ACC)
+        x = tl.load(x_at + k, mask=in_token[:, None, None] & known, other=0.0).to(ACC)
+        total += x * w
     h = tl.sum(total, axis=2)
     if HAS_BIAS:
         h += tl.load(bias_ptr + neuron * bias_stride, mask=here, other=0.0).to(ACC)[None, :]
@@ -126,9 +127,9 @@ def sparse_mlp_kernel(
             here = held < end - begin
             neuron = tl.load(kept_at + share + held, mask=here, other=-1.0).to(tl.int64)
             h = tl.load(kept_at + rows_at + held[None, :], mask=in_token[:, None] & here[None, :], other=0.0)
-            down_at = down_ptr + neuron[:, None] * down_row + k[None, :]
-            w = tl.load(down_at, mask=(neuron >= 0)[:, None] & known[None, :], other=0.0).to(ACC)
-            total += h[:, :, None] * w[None, :, :]
+            down_at = down_ptr + neuron[None, :, None] * down_row + k[None, None, :]
+            w = tl.load(down_at, mask=(neuron >= 0)[None, :, None] & known[None, None, :], other=0.0).to(ACC)
+            total += h[:, :, None] * w
         tl.store(out_at + rows_at + k[None, :], tl.sum(total, axis=1), mask=in_token[:, None] & known[None, :])
 
 

@@ -136,7 +136,8 @@ def _mlp_cases() -> Iterator[Case]:
         if dtype == torch.float64:
             for size in ((0, 3, 5), (2, 0, 130), (2, 3, 0), (1, 1, 1)):
                 yield _mlp(size, dtype, density=1.0)
-        yield _mlp((1, 1031, 389), dtype, density=0.05, extra="bias")
+        # More columns than a program takes at once, and more neurons.
+        yield _mlp((1, 2063, 389), dtype, density=0.05, extra="bias")
         yield _mlp((3, 37, 261), dtype, extra="bias-gate-gatebias-offset", layout="slice")
         if dtype == torch.float32:
             yield _mlp((1, 37, 300), dtype, density=0.0, extra="bias")

@@ -8,9 +8,9 @@ from rewright.kernels import dispatch
 from rewright.kernels.neurons import check_lists, check_rows, check_vector, empty_partial, room, wider
 from rewright.kernels.operands import FLOATING
 from rewright.kernels.sparse_mlp import reference
-from rewright.kernels.sparse_mlp.reference import break_even
+from rewright.kernels.sparse_mlp.reference import break_even, worth_asking
 
-__all__ = ["ACTIVATIONS", "break_even", "empty_partial", "sparse_mlp"]
+__all__ = ["ACTIVATIONS", "break_even", "empty_partial", "sparse_mlp", "worth_asking"]
 
 ACTIVATIONS = ("relu", "relu2")
 

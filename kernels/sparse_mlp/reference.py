@@ -18,15 +18,25 @@ from rewright.kernels.neurons import taken, wider
 
 # Rows that are copied together.
 ROWS = 128
-# The share of listed neurons up to which a CPU is faster here than by two dense products, by the rows of x. Measured by
-# `python -m tests.bench.sparse_decode`, see docs/results/sparse-decode.md.
-BREAK_EVEN = {1: 0.55, 2: 0.5, 16: 0.75}
+# The share of listed neurons up to which a CPU is faster here than by two dense products, by the rows of x; and the
+# share that takes as long as asking the predictor. Measured in float32 at a width of 2048, 8192 neurons and a rank of
+# 128 by `python -m tests.bench.sparse_decode`, on the machine that docs/results/sparse-decode.md names.
+BREAK_EVEN = {1: 0.55, 2: 0.6, 16: 0.75}
+ASKING = 0.12
 
 
 def break_even(rows: int) -> float:
-    """The share of all neurons above which a CPU multiplies so many rows of x faster by all of them."""
+    """The share of all neurons above which a CPU multiplies so many rows of x faster by all of them.
+
+    That is for a step that knows its list. `worth_asking` is for a layer.
+    """
     known = sorted(BREAK_EVEN)
     return BREAK_EVEN[known[min(bisect_left(known, rows), len(known) - 1)]]
+
+
+def worth_asking(rows: int) -> float:
+    """The share of all neurons, listed on the average, above which a CPU is faster without a predictor."""
+    return break_even(rows) - ASKING
 
 
 class Operands(NamedTuple):

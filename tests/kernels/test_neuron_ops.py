@@ -12,7 +12,7 @@ from rewright.kernels.dispatch import KernelError, use
 from rewright.kernels.predictor_in import predictor_in
 from rewright.kernels.predictor_out import active_neurons, predictor_out
 from rewright.kernels.reduce_add import reduce_add
-from rewright.kernels.sparse_mlp import break_even, empty_partial, sparse_mlp
+from rewright.kernels.sparse_mlp import break_even, empty_partial, sparse_mlp, worth_asking
 from tests.bench import predictor_out as out_bench
 from tests.bench import reduce_add as reduce_bench
 from tests.bench import sparse_decode
@@ -147,8 +147,46 @@ def test_one_list_is_for_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
         sparse_mlp(torch.randn(1, WIDTH), up, down, None, torch.arange(5), None, "relu")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_is_held_in_a_graph_and_waits_for_nothing() -> None:
+    up, down = (matrix.cuda() for matrix in _matrices(2, torch.float32))
+    a, b = torch.randn(5, WIDTH, device="cuda"), torch.randn(NEURONS, 5, device="cuda")
+    x, last, c = (torch.randn(*shape, device="cuda") for shape in ((2, WIDTH), (WIDTH,), (NEURONS,)))
+    shift, t, y = torch.zeros((), device="cuda"), torch.empty(2, 5, device="cuda"), torch.empty_like(x)
+    lists = tuple(torch.empty(shape, dtype=torch.int32, device="cuda") for shape in ((3, 128), (3,)))
+    partial = empty_partial(x, NEURONS)
+
+    def step() -> None:
+        predictor_in(x, a, last[:5], out=t)
+        predictor_out(t, b, c, shift, out=(lists[0], lists[1]))
+        sparse_mlp(x, up, down, None, *lists, "relu", out=partial)
+        reduce_add(partial, last, x, torch.float32, out=y)
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for number in (-1.0, 0.0, 100.0):
+        shift.fill_(number)
+        x.normal_()
+        graph.replay()
+        first = y.clone()
+        graph.replay()
+        assert torch.equal(y, first)
+        with use("reference"):
+            found = predictor_out(predictor_in(x, a, last[:5]), b, c, shift)
+            truth = reduce_add(sparse_mlp(x, up, down, None, *found, "relu"), last, x, torch.float32)
+        assert torch.allclose(y, truth, atol=1e-4)
+
+
 def test_the_break_even_is_that_of_the_next_known_rows() -> None:
     assert break_even(1) == 0.55
+    assert worth_asking(1) == pytest.approx(0.43)
     assert break_even(3) == break_even(16) == break_even(40)
     assert all(0 < break_even(rows) <= 1 for rows in range(1, 17))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from rewright.passes.flexgen_policy_search.hills import Problem
+from rewright.passes.flexgen_policy_search.hills import Problem, pair
 from rewright.passes.flexgen_policy_search.machine import Machine
 from rewright.passes.flexgen_policy_search.place import Placed, place
 from rewright.passes.flexgen_policy_search.roofline import RESOURCES
-from rewright.passes.flexgen_policy_search.search import Found, pair
+from rewright.passes.flexgen_policy_search.search import Found
 
 # Points of the list of latency against throughput at most.
 POINTS = 8

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from rewright.passes.errors import ResourceError, UsageError
-from rewright.passes.flexgen_policy_search.hills import Point, Problem
+from rewright.passes.flexgen_policy_search.hills import Point, Problem, pair
 from rewright.passes.flexgen_policy_search.layered import Layered, search
 from rewright.passes.flexgen_policy_search.linear import Program
 from rewright.passes.flexgen_policy_search.place import Counts, Placed
 from rewright.passes.flexgen_policy_search.published import SHARES, Equations, Law, shape_of, value
 from rewright.passes.flexgen_policy_search.roofline import RESOURCES, TIERS, Device, Setting
-from rewright.passes.flexgen_policy_search.search import Found, pair
+from rewright.passes.flexgen_policy_search.search import Found
 
 # The part of each tier that the released script plans with.
 ALPHA = 0.8

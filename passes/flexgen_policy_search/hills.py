@@ -9,7 +9,7 @@ import numpy as np
 
 from rewright.passes.flexgen_policy_search.machine import Machine
 from rewright.passes.flexgen_policy_search.place import Placed
-from rewright.passes.flexgen_policy_search.roofline import Array, Setting, Work, terms
+from rewright.passes.flexgen_policy_search.roofline import Array, Setting, Terms, Work, terms
 from rewright.passes.flexgen_policy_search.scan import grid, near, scan
 from rewright.passes.flexgen_policy_search.shape import Model
 
@@ -73,6 +73,11 @@ def look(problem: Problem, gbs: Array, nb: Array, shares: Array) -> list[Point]:
                 share = tuple(seen.shares[at].tolist())
                 found.append(Point(setting, int(gbs[at]), int(nb[at]), rate, time, host, share))
     return found
+
+
+def pair(problem: Problem, setting: Setting, gbs: int, nb: int) -> Terms:
+    """The terms of one pair."""
+    return terms(problem.model, problem.machine, problem.work, setting, *product_of([(gbs, nb)]))
 
 
 def product_of(near: Sequence[tuple[int, int]]) -> tuple[Array, Array]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from rewright.passes.errors import ResourceError
 from rewright.passes.flexgen_policy_search.hills import (
     Point,
@@ -16,19 +14,23 @@ from rewright.passes.flexgen_policy_search.hills import (
     closer,
     limits,
     look,
+    pair,
     promising,
     top_of,
 )
 from rewright.passes.flexgen_policy_search.place import Placed, best, place
-from rewright.passes.flexgen_policy_search.roofline import Setting, Terms, terms
+from rewright.passes.flexgen_policy_search.roofline import Setting
 from rewright.passes.flexgen_policy_search.scan import grid, pairs, product
+from rewright.passes.flexgen_policy_search.walk import Walks
 
-# Hills of a setting that are climbed, pairs that each of these puts forward, and how many of all are solved exactly.
-HILLS, EXACT, SOLVED = 3, 2, 10
+# Hills of a setting that are climbed, pairs that each of these puts forward, and of how many of all a program is asked.
+HILLS, EXACT, ASKED = 3, 2, 10
 # A setting is looked at closer when it reaches so much of the best on the coarse grid.
 WORTH = 0.85
 # Hills are climbed that begin so near the best.
 CLOSE = 0.93
+# Settings from whose best pair a walk goes on, and pairs that are solved exactly after it at most.
+WALKS, SOLVED = 2, 12
 # The best of these, of which the next larger pairs are solved too.
 EDGES = 3
 # Up to so many pairs all are solved exactly.
@@ -68,8 +70,7 @@ def search(problem: Problem) -> Found | None:
             seen = climb(problem, hill, batch, block)
             points += seen
             tops += top_of(seen, EXACT)
-    for point in top_of(tops, SOLVED):
-        _try(problem, tried, point.setting, point.gbs, point.nb)
+    _walk(problem, tried, Walks(problem, batch, block), top_of(tops, ASKED))
     for point in promising(points, tried):
         _try(problem, tried, point.setting, point.gbs, point.nb)
     for point in [] if any(tried.values()) else _smallest(problem):
@@ -90,6 +91,22 @@ def search(problem: Problem) -> Found | None:
             _try(problem, tried, setting, point.gbs, point.nb)
     top = best(tried.values()) or top
     return Found(top, tuple(points), _bound(problem, top), _others(tried, top))
+
+
+def _walk(
+    problem: Problem, tried: dict[tuple[Setting, int, int], Placed | None], walks: Walks, tops: list[Point]
+) -> None:
+    """Walk on from the best pair of each of the best settings, and solve the pairs that may be better than any."""
+    starts: dict[Setting, tuple[Setting, int, int]] = {}
+    for key in sorted(((top.setting, top.gbs, top.nb) for top in tops), key=walks.reach, reverse=True):
+        starts.setdefault(key[0], key)
+    for start in list(starts.values())[:WALKS]:
+        walks.walk(start)
+    for key in sorted(walks.known, key=lambda key: -walks.known[key])[:SOLVED]:
+        top = max((one.throughput for one in tried.values() if one is not None), default=0.0)
+        if walks.known[key] <= top * (1 + 1e-6):
+            break
+        _try(problem, tried, *key)
 
 
 def _all(problem: Problem, batch: int, block: int) -> Found | None:
@@ -116,12 +133,6 @@ def _try(
     if (setting, gbs, nb) not in tried and (nb == 1 or setting.schedule != "row"):
         made = pair(problem, setting, gbs, nb)
         tried[setting, gbs, nb] = place(made, 0, problem.machine, most=problem.most)
-
-
-def pair(problem: Problem, setting: Setting, gbs: int, nb: int) -> Terms:
-    """The terms of one pair."""
-    one = (np.array([float(gbs)]), np.array([float(nb)]))
-    return terms(problem.model, problem.machine, problem.work, setting, *one)
 
 
 def _smallest(problem: Problem) -> list[Point]:

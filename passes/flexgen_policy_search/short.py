@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rewright.passes.errors import ResourceError
-from rewright.passes.flexgen_policy_search.hills import Problem
+from rewright.passes.flexgen_policy_search.hills import Problem, pair
 from rewright.passes.flexgen_policy_search.machine import MIB, Machine
 from rewright.passes.flexgen_policy_search.place import Aim, place
-from rewright.passes.flexgen_policy_search.search import pair
 from rewright.passes.flexgen_policy_search.values import Memory
 
 _FLAGS: dict[Aim, str] = {"gpu": "--gpu-memory", "cpu": "--cpu-memory", "disk": "--disk"}

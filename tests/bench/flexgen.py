@@ -7,34 +7,32 @@ Times are those of this process's CPU, one thread, and of the clock.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rewright.passes.flexgen_policy_search import policy
-from rewright.passes.flexgen_policy_search.hills import Problem
+from rewright.passes.flexgen_policy_search.hills import Problem, pair
 from rewright.passes.flexgen_policy_search.layered import search as layered
 from rewright.passes.flexgen_policy_search.linear import released_search
-from rewright.passes.flexgen_policy_search.machine import GIB, Machine
 from rewright.passes.flexgen_policy_search.model import read
 from rewright.passes.flexgen_policy_search.place import place
 from rewright.passes.flexgen_policy_search.policy import document, encode
 from rewright.passes.flexgen_policy_search.presets import preset
 from rewright.passes.flexgen_policy_search.published import Equations, seconds
 from rewright.passes.flexgen_policy_search.roofline import Work
-from rewright.passes.flexgen_policy_search.search import pair, search
+from rewright.passes.flexgen_policy_search.search import search
 from rewright.passes.flexgen_policy_search.spec import FlexgenOptions
 from rewright.passes.flexgen_policy_search.values import MachineName
 from tests.bench.flexgen_models import LARGE
 from tests.bench.flexgen_page import page
 from tests.bench.harness import machine as facts
-from tests.passes.flexing import OPT, brute, machine, opt, settings, small
+from tests.passes.flexing import OPT, brute, opt, settings, small, upgrades
 from tests.passes.test_flexgen_published import GOLDEN, ROWS, equations, program, shares
 
 # Of the golden cases those whose whole enumeration is short.
@@ -153,21 +151,15 @@ def machines(count: int) -> dict[str, Any]:
     """Random machines, each given more of something again and again: no step may lower the predicted throughput."""
     model, steps, worse, worst = read(opt("6.7b")), 0, [], 0.0
     for seed in range(-(-count // WALK)):
-        draw = random.Random(seed)
-        made = machine(draw.uniform(4, 40) * GIB, draw.uniform(10, 300) * GIB, draw.uniform(20, 1500) * GIB)
-        scaled: dict[str, Any] = {rate: getattr(made, rate) * 10 ** draw.uniform(-0.7, 0.7) for rate in Machine.RATES}
-        made, before = replace(made, **scaled), None
-        for _ in range(WALK + 1):
+        before = 0.0
+        for what, made in itertools.islice(upgrades(seed), WALK + 1):
             found = search(Problem(model, made, Work(512, 32), settings()))
             rate = found.best.throughput if found else 0.0
-            if before is not None:
-                steps += 1
-                if rate < before[0] * (1 - 1e-9):
-                    worse.append({"seed": seed, "more_of": before[1], "change": rate / before[0] - 1})
-                    worst = min(worst, rate / before[0] - 1)
-            what = draw.choice((*Machine.RATES, "gpu_bytes", "cpu_bytes", "disk_bytes"))
-            value = getattr(made, what) * draw.choice((1.02, 1.1, 1.3, 2))
-            before, made = (rate, what), replace(made, **{what: int(value) if what.endswith("bytes") else value})
+            steps += what is not None
+            if rate < before * (1 - 1e-9):
+                worse.append({"seed": seed, "more_of": what, "change": rate / before - 1})
+                worst = min(worst, rate / before - 1)
+            before = rate
     return {"steps": steps, "lower": len(worse), "worst": worst, "cases": worse}
 
 

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from rewright.passes.context import Silent
-from rewright.passes.flexgen_policy_search.hills import Problem, limits
-from rewright.passes.flexgen_policy_search.machine import Machine
+from rewright.passes.flexgen_policy_search.hills import Problem, limits, pair
+from rewright.passes.flexgen_policy_search.machine import GIB, Machine
 from rewright.passes.flexgen_policy_search.presets import preset
 from rewright.passes.flexgen_policy_search.roofline import RESOURCES, TIERS, Setting, Terms, Work
-from rewright.passes.flexgen_policy_search.search import pair
 from rewright.passes.flexgen_policy_search.shape import Cache, Model, Piece, Unit
 from rewright.passes.pipeline import execute
 from rewright.passes.recipe import make as make_stage
@@ -85,6 +84,19 @@ def machine(gpu: float, cpu: float, disk: float, base: str = "laptop", **rates: 
     """A machine of so many bytes, all of which may be used."""
     made = replace(preset(base), gpu_reserve=0, cpu_reserve=0, published=None)
     return replace(made, gpu_bytes=int(gpu), cpu_bytes=int(cpu), disk_bytes=int(disk), **rates)  # type: ignore[arg-type]  # rates are floats
+
+
+def upgrades(seed: int) -> Iterator[tuple[str | None, Machine]]:
+    """A random machine, then the same with more of a random tier or rate, again and again, and of what."""
+    draw = random.Random(seed)
+    made = machine(draw.uniform(4, 40) * GIB, draw.uniform(10, 300) * GIB, draw.uniform(20, 1500) * GIB)
+    scaled: dict[str, Any] = {rate: getattr(made, rate) * 10 ** draw.uniform(-0.7, 0.7) for rate in Machine.RATES}
+    made, what = replace(made, **scaled), None
+    while True:
+        yield what, made
+        what = draw.choice((*Machine.RATES, "gpu_bytes", "cpu_bytes", "disk_bytes"))
+        value = getattr(made, what) * draw.choice((1.02, 1.1, 1.3, 2))
+        made = replace(made, **{what: int(value) if what.endswith("bytes") else value})
 
 
 def small(seed: int) -> Problem:

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 
 from rewright.passes.flexgen_policy_search import spread
 from rewright.passes.flexgen_policy_search.answers import pareto, sensitivity
-from rewright.passes.flexgen_policy_search.hills import Problem
+from rewright.passes.flexgen_policy_search.hills import Problem, pair
 from rewright.passes.flexgen_policy_search.machine import GIB, Machine
 from rewright.passes.flexgen_policy_search.model import read
 from rewright.passes.flexgen_policy_search.place import place
 from rewright.passes.flexgen_policy_search.presets import preset
 from rewright.passes.flexgen_policy_search.roofline import TIERS, Setting, Work, active, terms
-from rewright.passes.flexgen_policy_search.search import leanest, pair, search
+from rewright.passes.flexgen_policy_search.search import leanest, search
 from rewright.passes.flexgen_policy_search.shape import Cache
-from tests.passes.flexing import brute, machine, opt, settings, small
+from tests.bench.flexgen_models import qwen_next
+from tests.passes.flexing import brute, machine, opt, settings, small, upgrades
 
 
 @pytest.mark.parametrize("seed", [0, 2, 3, 4, 5, 10])
@@ -96,6 +97,30 @@ def test_more_of_anything_never_hurts(
 
 
 MODEL = read(opt("6.7b"))
+
+
+@pytest.mark.parametrize(("seed", "step"), [(43, 8), (91, 4)])
+def test_more_of_a_machine_is_no_less(seed: int, step: int) -> None:
+    """Upgrades after which a search that only climbs by the scan ends on a lower hill."""
+    one, other = (
+        search(Problem(MODEL, made, Work(512, 32), settings()))
+        for _, made in itertools.islice(upgrades(seed), step - 1, step + 1)
+    )
+    assert one is not None
+    assert other is not None
+    assert other.best.throughput >= one.best.throughput * (1 - 1e-9)
+
+
+def test_caches_of_several_kinds() -> None:
+    """Attention and states on different tiers, and most experts computed: the scan has none of it, the walk does."""
+    box = preset("t4-gcp-paper")
+    problem = Problem(read(qwen_next()), box, Work(512, 32), tuple(one for one in settings() if one.attention == "cpu"))
+    found = search(problem)
+    assert found is not None
+    setting = next(one for one in problem.settings if one.hidden == "cpu")
+    good = place(pair(problem, setting, 32, 22), 0, box)
+    assert good is not None
+    assert found.best.throughput >= 0.998 * good.throughput
 
 
 def test_terms_by_hand() -> None:

@@ -7,11 +7,12 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from rewright.cli import console
+from rewright.cli.against import against
 from rewright.cli.arms import arms
 from rewright.cli.build import command
 from rewright.cli.console import table
@@ -20,6 +21,7 @@ from rewright.passes import world
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import Opt
+from rewright.passes.values import Method, Methods
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="checkpoint folder")]
 _PROMPT, _SAMPLE = "Once upon a time", 100
@@ -43,6 +45,17 @@ class EvalOptions:
     arms: Annotated[bool, Opt("what an attached prompt wins back: the five arms; needs `--dense`")] = False
     dense: Annotated[Path | None, Opt("the uncompressed model, for `--arms`", metavar="MODEL")] = None
     foreign: Annotated[tuple[Path, ...], Opt("with `--arms`, text of another kind (repeatable)", metavar="FILE")] = ()
+    predictors: Annotated[
+        bool, Opt("read what attached predictors of sparsity leave, as decoding does", negative="no-predictors")
+    ] = True
+    against: Annotated[
+        Methods | None,
+        Opt(
+            "quality against bytes a token: attached predictors beside these ways to choose",
+            metavar=",".join(get_args(Method)),
+        ),
+    ] = None
+    picture: Annotated[Path | None, Opt("where `--against` puts its picture, as SVG", metavar="FILE")] = None
     sample: Annotated[int | None, Opt("also let each model go on for N tokens, greedily", min=1)] = None
     prompt: Annotated[str | None, Opt(f"what they go on from; by default `{_PROMPT}`")] = None
 
@@ -60,6 +73,14 @@ class EvalOptions:
             raise UsageError("`--arms` is about the prompt that `--no-prompt` leaves out")
         if self.foreign and not self.arms:
             raise UsageError("`--foreign` goes with `--arms`")
+        if self.picture is not None and self.against is None:
+            raise UsageError("`--picture` goes with `--against`")
+        if self.against is not None:
+            odd = (self.choices, self.compare, self.sample, self.prompt, self.dense)
+            if self.text is None or self.by_layer or any(value is not None for value in odd):
+                raise UsageError("`--against` scores a text and nothing else", hint="give `--text FILE --against LIST`")
+            if not self.predictors:
+                raise UsageError("`--against` is about the predictors that `--no-predictors` leaves out")
         if self.by_layer and self.sample is not None:
             raise UsageError("`--sample` needs the whole model at every token", hint="leave out `--by-layer`")
 
@@ -118,6 +139,10 @@ def evaluate(model: Model, options: EvalOptions, run: RunOptions) -> None:
         with kernels(run):
             arms(model, options, run)
         return
+    if options.against is not None:
+        with kernels(run):
+            against(model, options, run)
+        return
     began = time.monotonic()
     with kernels(run):
         scores = score(
@@ -129,6 +154,7 @@ def evaluate(model: Model, options: EvalOptions, run: RunOptions) -> None:
             per_document=options.per_document,
             by_layer=options.by_layer,
             prompt=options.attached,
+            predictors=options.predictors,
             reporter=reporter,
             world=world.current(),
             **_where(run),

@@ -41,7 +41,7 @@ def policy_tables(policy: Mapping[str, Any]) -> Iterator[str]:
             yield table(gains, head=("10 % more of", "throughput"))
         yield ""
         yield table(_front(policy["pareto"]), head=("batches", "latency", "tokens/s", "host memory"))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise FormatError(f"the attached policy is damaged: {error!r}") from None
 
 

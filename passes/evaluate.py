@@ -23,6 +23,8 @@ from rewright.passes.scoring import Scorer, Window, open_scorer, scored, targets
 from rewright.passes.windows import windows
 from rewright.passes.world import World
 
+# Tokens of a window that are read densely where predictors choose of the others: the shortest of prompts.
+DENSE_TOKENS = 16
 # Logits that are held at once, in elements.
 LOGITS = 1 << 25
 
@@ -126,6 +128,7 @@ def evaluate(
     per_document: Literal["auto", "first", "all"] = "auto",
     by_layer: bool = False,
     prompt: bool | Path = True,
+    predictors: bool = True,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
@@ -141,19 +144,30 @@ def evaluate(
     documents. With `compare` the other checkpoint scores the same targets: `kl` is the mean of KL(other || this) in
     nats, `top1_agreement` the share of targets before which both prefer the same token. `by_layer` holds one decoder
     layer at a time; each question goes through all of them again. A `prompt` that is attached stands in front of every
-    window unless this is False, and is no target; a path names another for the checkpoint. Raises InputError,
-    BoundError.
+    window unless this is False, and is no target; a path names another for the checkpoint. With `predictors` that are
+    attached every window is read as if its tokens were decoded, but for the first few. Raises InputError, BoundError.
     """
     reporter, inputs, world = reporter or Silent(), inputs or Inputs(), world or World()
     if world.size > 1 and (by_layer or choices is not None):
         same = partial(evaluate, path, text=text, choices=choices, compare=compare, sequence_length=sequence_length)
-        same = partial(same, per_document=per_document, by_layer=by_layer, prompt=prompt, device=device, dtype=dtype)
+        same = partial(
+            same,
+            predictors=predictors,
+            per_document=per_document,
+            by_layer=by_layer,
+            prompt=prompt,
+            device=device,
+            dtype=dtype,
+        )
         return world.lead(partial(same, threads=threads, reporter=reporter, inputs=inputs))
     prepare(world.lead(lambda: threads or usable_cpus()))
-    opened = partial(open_scorer, device=device, dtype=dtype, by_layer=by_layer, world=world)
+    opened = partial(open_scorer, device=device, dtype=dtype, by_layer=by_layer, world=world, predictors=predictors)
     scorer = opened(path, prompt=prompt)
     other = opened(compare, prompt=prompt is not False) if compare is not None else None
     report: dict[str, Any] = {"prompt_tokens": 0 if scorer.prompt is None else len(scorer.prompt)}
+    if other is not None:
+        other.decode_sparsely(DENSE_TOKENS)
+    report["decoded_sparsely"] = scorer.decode_sparsely(DENSE_TOKENS)
     if text is not None:
         report.update(_text(scorer, other, text, compare, sequence_length, per_document, reporter, inputs, world))
     if choices is not None:

@@ -13,6 +13,12 @@ from rewright.passes.errors import BoundError, InputError
 from rewright.passes.machine import peak_resident, prepare, usable_cpus
 from rewright.passes.scoring import Scorer, open_scorer
 
+# What a model whose speed depends on its text reads before it is timed.
+WORDS = (
+    "Once upon a time there was a little girl who lived near the sea. Every morning she went down to the water and"
+    " looked for shells. One day she found a big red one, and her brother asked if he could hold it. "
+)
+
 if TYPE_CHECKING:
     import torch
 
@@ -114,14 +120,17 @@ def bench(
 ) -> dict[str, Any]:
     """Tokens a second of reading a prompt and of writing on, greedily, one row; bytes of weights, of reading, at most.
 
-    `bytes_read_per_token` is what one token's decoding reads: the weights, but of a table only the row it looks up and
-    of experts those it goes to, and the keys and values of the tokens before it, as many as there are half-way.
+    Where predictors of sparsity are attached, the same model writes on densely in turns with that, after a prompt of
+    words. `bytes_read_per_token` is what one token's decoding reads, were it dense: the weights, but of a table only
+    the row it looks up and of experts those it goes to, and the keys and values of the tokens before it, as many as
+    there are half-way.
     `peak_over_idle_bytes` is the growth of the process's peak over what it held before it opened the checkpoint.
     """
     import torch
 
     from rewright.passes.loading import import_model
     from rewright.passes.models import running
+    from rewright.passes.models.sparse import flow_of
 
     prepare(threads or usable_cpus())
     import_model(Checkpoint.open(path))
@@ -130,10 +139,22 @@ def bench(
     limit = scorer.positions or prompt_tokens + new_tokens
     prompt_tokens = min(prompt_tokens, limit - 1)
     new_tokens = min(new_tokens, limit - prompt_tokens)
+    flow, dense = flow_of(scorer.model), []
     prompt = [(7 * place) % scorer.rows for place in range(prompt_tokens)]
+    if flow is not None:
+        # which neurons are on has to be as it is in a text
+        words = calibration.encode(scorer.tokenizer, WORDS, scorer.rows)
+        prompt = (words * -(-prompt_tokens // len(words)))[:prompt_tokens]
+    rounds = []
+    for _ in range(4):
+        rounds.append(greedy(scorer.model, prompt, new_tokens))
+        if flow is not None:
+            with flow.rests():
+                dense.append(greedy(scorer.model, prompt, new_tokens)[1])
     # the first round warms up
-    rounds = [greedy(scorer.model, prompt, new_tokens) for _ in range(4)][1:]
+    rounds = rounds[1:]
     prefill, decode = (sorted(column)[1] for column in list(zip(*rounds, strict=True))[:2])
+    beside = {"dense_decode_tokens_per_second": new_tokens / sorted(dense[1:])[1]} if dense else {}
     cached = round(rounds[0][2] * (prompt_tokens + new_tokens / 2) / (prompt_tokens + new_tokens))
     peak = peak_resident()
     return {
@@ -141,6 +162,7 @@ def bench(
         "new_tokens": new_tokens,
         "prefill_tokens_per_second": prompt_tokens / prefill,
         "decode_tokens_per_second": new_tokens / decode,
+        **beside,
         "weight_bytes": running.weight_bytes(scorer.model),
         "bytes_read_per_token": running.read_bytes(scorer.model) + cached,
         "peak_resident_bytes": peak,

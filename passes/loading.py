@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewright.formats import dejavu
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.dtypes import stored_float, to_torch
 from rewright.passes.calibration import has_tokenizer
 from rewright.passes.errors import InputError
 from rewright.passes.machine import give_back
+from rewright.passes.models import sparse
 from rewright.passes.models.families import FAMILIES, family_of
 from rewright.passes.models.hyena_letters import letters_of, letters_tokenizer
 from rewright.passes.models.packed import PackedLinear
@@ -218,14 +220,18 @@ def load(
     device: torch.device | str = "cpu",
     *,
     packed: bool = False,
+    predictors: bool = True,
 ) -> tuple[Any, Any | None]:
     """Open any checkpoint, by its path or opened, as (model, tokenizer); the tokenizer is None where there is none.
 
     `dtype` None keeps the stored one. With `packed` a quantised model runs on its codes, in the memory that they take;
     else they are decoded as it is loaded. Families of the layer walk are assembled here; any other goes to
-    `AutoModelForCausalLM.from_pretrained`. Raises InputError or FormatError.
+    `AutoModelForCausalLM.from_pretrained`. Where `predictors` of contextual sparsity are attached, the model decodes
+    with what they leave, on decoded weights (`passes/models/sparse.py`). Raises InputError or FormatError.
     """
     source = path if isinstance(path, Checkpoint) else Checkpoint.open(path)
+    found = dejavu.attached(source) if predictors else None
+    packed = packed and found is None
     dtype = dtype or stored_dtype(source)
     config = source.config or {}
     if config.get("model_type") in FAMILIES or source.config is None:
@@ -234,6 +240,8 @@ def load(
         tokenizer = load_tokenizer(source)
         give_back()
         assembly.place()
+        if found is not None:
+            sparse.attach(assembly.model, found)
         give_back()
         return assembly.model, tokenizer
     from transformers import AutoModelForCausalLM

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from rewright.passes.cast.spec import CAST
 from rewright.passes.compress.spec import COMPRESS
 from rewright.passes.convert.spec import CONVERT
+from rewright.passes.dejavu_predictor_train.spec import DEJAVU
 from rewright.passes.errors import UsageError
 from rewright.passes.flexgen_policy_search.spec import FLEXGEN
 from rewright.passes.hyena_distill.spec import HYENA_DISTILL
@@ -28,7 +29,7 @@ def _checked(specs: Iterable[Spec]) -> dict[str, Spec]:
     return known
 
 
-SPECS: dict[str, Spec] = _checked([COMPRESS, PROMPT, HYENA_DISTILL, FLEXGEN, CONVERT, CAST])
+SPECS: dict[str, Spec] = _checked([COMPRESS, PROMPT, HYENA_DISTILL, DEJAVU, FLEXGEN, CONVERT, CAST])
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:

@@ -50,6 +50,16 @@ class Scorer:
     assembly: Assembly | None = None
     prompt: Front | None = None
 
+    def decode_sparsely(self, prefix: int) -> bool:
+        """From now on read texts as if their tokens after the first `prefix` were decoded; whether predictors are
+        there."""
+        from rewright.passes.models.sparse import flow_of
+
+        flow = flow_of(self.model)
+        if flow is not None:
+            flow.prefix = prefix
+        return flow is not None
+
 
 def open_scorer(
     path: str | Path,
@@ -59,6 +69,7 @@ def open_scorer(
     brief: bool = False,
     by_layer: bool = False,
     prompt: bool | Path = True,
+    predictors: bool = True,
     world: World | None = None,
 ) -> Scorer:
     """Load a checkpoint for scoring; a quantised one runs on its codes. Raises InputError when it has no tokenizer.
@@ -67,7 +78,8 @@ def open_scorer(
     With `brief` the dtype `auto` makes a quantised model run in bfloat16 on a CPU too: in float32 what it has dense,
     its embeddings, would take twice what they take on disk, and no product there multiplies by 4-bit codes. With
     `by_layer` no layer is loaded before it is wanted, and quantised ones are decoded then. `prompt` says whether the
-    one that is attached stands in front of everything, or names another.
+    one that is attached stands in front of everything, or names another; `predictors` whether those that are attached
+    are used, which they are not layer by layer.
     """
     from rewright.passes.loading import Assembly, load, load_tokenizer, stored_dtype
     from rewright.passes.models.prompted import Prompted
@@ -80,7 +92,7 @@ def open_scorer(
         assembly = Assembly(source, computed, place)
         model, tokenizer = assembly.model, load_tokenizer(source)
     else:
-        model, tokenizer = load(source, computed, place, packed=True)
+        model, tokenizer = load(source, computed, place, packed=True, predictors=predictors)
     if tokenizer is None:
         raise InputError(f"`{path}` has no tokenizer", hint="put the model's `tokenizer.json` beside its weights")
     head = model.get_output_embeddings()

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 from rewright.formats import peft
 
@@ -239,3 +239,25 @@ class StateOrder:
 
     def __str__(self) -> str:
         return "auto" if self.states is None else str(self.states)
+
+
+Method = Literal["dense", "predicted", "oracle", "random", "static", "teal", "griffin"]
+
+
+@dataclass(frozen=True, slots=True)
+class Methods:
+    """Ways to choose what a sparse decoder reads."""
+
+    names: tuple[Method, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Methods:
+        words = [word.strip() for word in text.split(",")]
+        known: tuple[Method, ...] = get_args(Method)
+        odd = [word for word in words if word not in known]
+        if odd:
+            raise ValueError(f"must be some of {', '.join(known)}, not `{odd[0]}`")
+        return cls(tuple(name for name in known if name in words))
+
+    def __str__(self) -> str:
+        return ",".join(self.names)

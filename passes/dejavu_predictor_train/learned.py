@@ -1,0 +1,64 @@
+"""Predictors that are learned by gradient steps, begun from the closed form.
+
+`bce` is Deja Vu's own objective: binary cross entropy on which neurons are on. `priced` is what a run pays: with p the
+chance that a neuron is read, a sigmoid of its score, the mean over tokens of cost (1 - p) + price p, where cost is that
+of leaving the neuron out and price that of reading it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from rewright.passes.dejavu_predictor_train.job import Job
+from rewright.passes.dejavu_predictor_train.mlp import Matrices
+from rewright.passes.dejavu_predictor_train.predictor import Factors
+from rewright.passes.training import Training, shuffled
+
+# Tokens of a step, passes over them, and the peak learning rate as a share of each factor's root mean square.
+STEP_TOKENS, ROUNDS, RATE = 512, 4, 0.02
+# Added to the share of neurons that are on, as Deja Vu's training script does.
+OFFSET = 0.005
+# A cost counts for so many prices at most.
+MOST = 100.0
+
+
+def learn(
+    job: Job,
+    layer: int,
+    start: Factors,
+    held: Matrices,
+    training: tuple[torch.Tensor, torch.Tensor],
+    sensitivity: torch.Tensor,
+    price: float,
+) -> Factors:
+    """Train a predictor of a layer. `price` is that of reading a neuron, `sensitivity` float32 [neurons].
+
+    With `bce` positives weigh 1 and negatives the share of positives, as in the paper's code.
+    """
+    read, fed = training
+    steps = max(1, ROUNDS * len(read) // STEP_TOKENS)
+    spread = start.scores(read[:2048]).std(0).clamp(min=1e-12)
+    begun = {"a": start.a, "a0": start.a0, "b": start.b / spread[:, None], "c": start.c / spread}
+    path = job.context.work / f"learned-{layer}.safetensors"
+    name = f"the predictor of layer {layer}"
+    state = Training.resume(name, path, steps, read.device)
+    if state is None:
+        rates = {key: RATE * max(float(value.square().mean().sqrt()), 1e-3) for key, value in begun.items()}
+        state = Training.begin(name, path, steps, begun, rates, {})
+
+    def loss_at(step: int) -> torch.Tensor:
+        rows = shuffled(len(read), STEP_TOKENS, step, job.context.seed)
+        made = held.made(fed[rows], slice(None))
+        scores = Factors(**state.parameters).scores(read[rows])
+        if job.options.method == "bce":
+            on = (made != 0).float()
+            share = on.mean() + OFFSET
+            return functional.binary_cross_entropy_with_logits(scores, on, on * (1 - share) + share)
+        cost = (made.square() * (0.5 * sensitivity / price)).clamp(max=MOST)
+        return (cost + (1 - cost) * scores.sigmoid()).mean()
+
+    with job.context.reporter.progress(f"learn layer {layer}", steps) as bar:
+        bar.advance(len(state.losses))
+        state.run(state.by_autograd(loss_at), lambda loss: bar.advance(1, f"loss {loss:.4f}"))
+    return Factors(**state.done())

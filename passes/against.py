@@ -2,9 +2,9 @@
 
 `predicted` is what is attached, at every budget of its ladder. The others choose as many bytes: `oracle` knows what
 every unit will be, `random` draws, `static` reads the units that cost most to miss in the mean, `teal` thresholds
-sizes alike at every place (arXiv:2408.14690), `griffin` chooses a row's neurons once by its first tokens
-(arXiv:2404.01365). What has to be settled on a text beforehand is settled on its first documents, which are not
-scored.
+sizes alike at every place (arXiv:2408.14690), for which neurons' first rows are read, `griffin` chooses a row's
+neurons once by its first tokens (arXiv:2404.01365). What has to be settled on a text beforehand is settled on its
+first documents, which are not scored.
 """
 
 from __future__ import annotations
@@ -121,7 +121,6 @@ def against(
             bar.advance(len(rows))
     flow.note = None
     counted = torch.ones_like(scored, dtype=torch.bool)
-    bytes_read: dict[Method, int] = {"predicted": found.read_bytes}
 
     def run(method: Method) -> Comparison:
         reporter.info(f"{method}: {len(every) + 1}")
@@ -148,7 +147,9 @@ def against(
             continue
         for level, share in enumerate(shares):
             flow.choose = _chooser(method, survey, flow, share, seed)
-            every.append({"method": method, "level": level, **run(method).told(bytes_read.get(method, 0))})
+            seen = run(method)
+            extra = _first_rows(flow, seen) if method == "teal" else 0
+            every.append({"method": method, "level": level, **seen.told(extra)})
             flow.choose = None
     if "dense" in methods:
         every.append(
@@ -170,6 +171,19 @@ def against(
         "prefix": min(PREFIX, scored.shape[1] // 2),
         "text": told,
     }
+
+
+def _first_rows(flow: Flow, seen: Comparison) -> int:
+    """Bytes of neurons' first rows that are read to know which neurons are small, where none is foretold."""
+    first = 1 - flow.shape.width / flow.shape.row_weights(neuron=True)
+    places = seen.meter.places.items()
+    return round(
+        sum(
+            first * tally.unit_bytes * (tally.units - tally.read / tally.tokens)
+            for (_, site), tally in places
+            if site == "mlp"
+        )
+    )
 
 
 def _rows(model: Any, tokenizer: Any, text: Path, length: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:

@@ -111,8 +111,8 @@ def _speed(part: dict[str, Any]) -> list[str]:
         "",
         "Prompts of 512 tokens, 32 more each, four settings (attention on GPU or CPU, hidden states on GPU or host),",
         "weights as stored and keys at 16 bits. `gap` is to what the pair would reach if pieces could be cut. The",
-        "document has the answers beside the policy too. Pairs are found by hills, and for mixtures of experts not",
-        "always by the highest: the gap does not say so.",
+        "document has the answers beside the policy too. Pairs are found by hills and walks from them, not always by",
+        "the highest: the gap does not say so.",
         "",
         *_table(head, body),
     ]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
+from rewright.cli.policy import policy_tables
 from rewright.formats.errors import FormatError, Refusal
 from rewright.formats.policy import read_policy
 from rewright.passes.errors import InputError, ResourceError, UsageError
@@ -244,6 +245,19 @@ def test_headers_that_are_no_model() -> None:
             read(Layout(tensors, {"hidden_size": 2, "num_hidden_layers": 1}))
     with pytest.raises(InputError, match="there is no `hidden_size`"):
         read(Layout({}, {}))
+
+
+def test_figures_that_no_float_holds(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    flexgen(tiny("llama"), tmp_path / "out")
+    found = read_policy(tmp_path / "out")
+    assert found is not None
+    for part in (found["predicted"], found["predicted"]["peak_bytes"]):
+        key, kept = next(iter(part.items()))
+        part[key] = 10**400
+        with pytest.raises(FormatError, match="the attached policy is damaged"):
+            list(policy_tables(found))
+        part[key] = kept
+    assert list(policy_tables(found))
 
 
 @pytest.mark.parametrize("text", ["[]", '{"schema": "flexgen-policy/9"}', '{"schema": "flexgen-policy/1"}', "{"])

@@ -50,6 +50,8 @@ def test_what_is_held_out_is_never_drawn(files: list[str], tmp_path: Path) -> No
     tokenizer = train_opt.tokenizer_of(train_opt.DATA / "stories260K", 64)
     documents = train_opt.encoded(tokenizer, STORIES[:3])
     assert all((part[0], part[-1]) == (1, 2) for part in documents)
+    short = train_opt.Rows(documents, 3, 20, 1)
+    assert [tuple(short(torch.Generator()).shape) for _ in range(2)] == [(6, 11), (3, 21)]
     rows = train_opt.Rows(documents, 3, len(documents[0]) - 1)
     drawn = rows(torch.Generator().manual_seed(0))
     assert drawn.shape == (3, len(documents[0]))
@@ -74,3 +76,12 @@ def test_a_training_that_is_cut_off_leaves_a_model(files: list[str], tmp_path: P
         with pytest.raises(KeyboardInterrupt):
             train_opt.main([*files, "--out", str(tmp_path / "cut"), "--keep-every", "2"])
     assert load(tmp_path / "cut")[0].config.ffn_dim == 32
+
+
+def test_one_that_goes_on_from_another(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It begins with the loss that the other ended with, not with that of random weights."""
+    words = [*files, "--rate", "0.01", "--short", "0"]
+    train_opt.main([*words, "--out", str(tmp_path / "one"), "--steps", "60"])
+    said = json.loads(capsys.readouterr().out)
+    train_opt.main([*words, "--out", str(tmp_path / "two"), "--steps", "1", "--start", str(tmp_path / "one")])
+    assert json.loads(capsys.readouterr().out)["training_loss"] < said["training_loss"] + 0.2 < 5

@@ -1,9 +1,10 @@
 """Small OPT models with ReLU: `python -m tests.bench.train_opt FILE --held-out FILE --out FOLDER`.
 
-Documents are parted by `<|endoftext|>`; one that is held out is never learned from. A row is a document from its start,
-and others after it until the row is full. Losses are in nats a token, over whole documents, as far as the positions
-reach. The density of a layer is the share of its neurons that ReLU lets through on the held-out documents. The same
-seed, steps and threads give the same weights. The folder is a checkpoint as `rewright` reads it, with a tokenizer.
+Documents are parted by `<|endoftext|>`; one that is held out is never learned from. After the short rows at first, a
+row is a document from its start, and others after it until the row is full. Losses are in nats a token, over whole
+documents, as far as the positions reach. The density of a layer is the share of its neurons that ReLU lets through on
+the held-out documents. The same seed, steps and threads give the same weights. The folder is a checkpoint as `rewright`
+reads it, with a tokenizer.
 """
 
 from __future__ import annotations
@@ -44,16 +45,26 @@ def encoded(tokenizer: Any, documents: list[str]) -> list[torch.Tensor]:
 
 
 class Rows:
-    """Draws batches of rows [batch, length + 1]: every document once, in an order of chance, then all again."""
+    """Draws batches of rows [batch, length + 1]: every document once, in an order of chance, then all again.
 
-    def __init__(self, documents: list[torch.Tensor], batch: int, length: int) -> None:
-        self.documents, self.batch, self.length = documents, batch, length
+    The first `short` batches are twice as many rows of half the length, from anywhere in the text: what stands near
+    is learned earlier from these.
+    """
+
+    def __init__(self, documents: list[torch.Tensor], batch: int, length: int, short: int = 0) -> None:
+        self.documents, self.batch, self.length, self.short = documents, batch, length, short
         self.left: list[int] = []
+        self.text = torch.cat(documents)
 
     def __call__(self, draws: torch.Generator) -> torch.Tensor:
-        return torch.stack([self.row(draws) for _ in range(self.batch)])
+        if self.short:
+            self.short -= 1
+            half = self.length // 2
+            first = torch.randint(len(self.text) - half, (2 * self.batch, 1), generator=draws)
+            return self.text[first + torch.arange(half + 1)]
+        return torch.stack([self._row(draws) for _ in range(self.batch)])
 
-    def row(self, draws: torch.Generator) -> torch.Tensor:
+    def _row(self, draws: torch.Generator) -> torch.Tensor:
         parts, size = [], 0
         while size <= self.length:
             if not self.left:
@@ -118,9 +129,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--length", type=int, default=512, help="positions, and tokens of a row")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--start", type=Path, help="a model of the same shape to go on from")
+    parser.add_argument("--short", type=int, default=1150, help="steps at first with rows of half the length")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights written")
     parser.add_argument("--keep-every", type=int, default=500, help="steps between checkpoints, each over the last")
-    options(parser, rate=3e-3, steps=4000)
+    options(parser, rate=3e-3, steps=1500)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     torch.manual_seed(given.seed)
@@ -132,12 +145,15 @@ def main(arguments: list[str] | None = None) -> int:
     documents = encoded(tokenizer, learned)
     rows = [document[None, : given.length + 1] for document in encoded(tokenizer, held)]
     model: Any = OPTForCausalLM(config_of(given, tokenizer))
+    if given.start is not None:
+        model = OPTForCausalLM.from_pretrained(given.start, dtype=torch.float32)
 
     def write() -> None:
         model.save_pretrained(given.out)
         tokenizer.save_pretrained(given.out)
 
-    facts = train(model, Rows(documents, given.batch, given.length), given, keep=write, keep_every=given.keep_every)
+    drawn = Rows(documents, given.batch, given.length, given.short)
+    facts = train(model, drawn, given, keep=write, keep_every=given.keep_every)
     same = [document[None, : given.length + 1] for document in documents[: len(rows)]]
     model.eval().to(getattr(torch, given.dtype))
     write()

@@ -61,7 +61,9 @@ class DejavuOptions:
     batch_buckets: Annotated[Buckets, Opt("numbers of rows that thresholds are settled for", metavar="N,N,...")] = (
         Buckets((1, 2, 4, 8, 16))
     )
-    predictor_dtype: Annotated[Literal["bf16", "int8"], Opt("of the predictors")] = "bf16"
+    predictor_dtype: Annotated[Literal["int8", "bf16"], Opt("of the predictors; int8 has a scale for each row")] = (
+        "int8"
+    )
     targets: Annotated[
         Targets,
         Opt(

@@ -39,15 +39,20 @@ LEVELS = (0.05, 0.02, 0.01, 0.005, 0.002)
 WIDE = 1000 * (4096 + 16384) / (2 * 4096 * 16384)
 NEURONS: dict[str, dict[str, Any]] = {
     "default": {},
+    "as Deja Vu": {
+        "method": "bce",
+        "rank": "wide",
+        "predictor-dtype": "bf16",
+        "cost": "energy",
+        "allocation": "layer",
+    },
+    "bce": {"method": "bce"},
+    "one share for each layer": {"allocation": "layer"},
+    "as SVDP": {"method": "svd", "predictor-dtype": "bf16", "cost": "energy", "allocation": "layer"},
+    "bf16": {"predictor-dtype": "bf16"},
     "svd": {"method": "svd"},
     "priced": {"method": "priced"},
-    "bce": {"method": "bce"},
-    "bce, rank 1000's share": {"method": "bce", "rank": "wide"},
     "energy": {"cost": "energy"},
-    "one share for each layer": {"allocation": "layer"},
-    "svd, energy, one share": {"method": "svd", "cost": "energy", "allocation": "layer"},
-    "bce, energy, one share": {"method": "bce", "cost": "energy", "allocation": "layer"},
-    "int8": {"predictor-dtype": "int8"},
     "from the layer's input": {"input": "block_in"},
 }
 INPUTS: dict[str, dict[str, Any]] = {

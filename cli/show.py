@@ -111,6 +111,10 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         prompt = found["prompt"]
         cost = f"{size(prompt['cache_bytes_16_bit'])} of 16-bit keys and values a request"
         yield "prompt", f"{prompt['tokens']} tokens, {prompt['learned'] or 'of unknown origin'}; {cost}"
+    if found["predictors"]:
+        told = found["predictors"]
+        share = f"{100 * told['share']:.1f} % of their rows a token, {size(told['read_bytes'])} to choose them"
+        yield "read sparsely", f"{', '.join(told['targets'])} by {told['method']}: {share}"
     if found["unknown"]:
         yield "unknown", f"{len(found['unknown'])} tensors that no family names: {', '.join(found['unknown'][:4])}"
 

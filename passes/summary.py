@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rewright.formats import dejavu
 from rewright.formats.checkpoint import Checkpoint
 from rewright.formats.errors import FormatError
 from rewright.formats.packing import parse
@@ -86,6 +87,7 @@ def summary(path: Path, count: bool | None = False) -> dict[str, Any]:
         "quantization": _quantization(source, warnings),
         "unknown": unknown(source),
         "prompt": _prompt(source),
+        "predictors": _predictors(source, warnings),
         "policy": read_policy(source.root),
         "stages": (stamp_of(path) or {}).get("stages", []),
         "sidecars": [name for name, _ in source.sidecars()],
@@ -188,6 +190,22 @@ def _prompt(source: Checkpoint) -> dict[str, Any] | None:
         "depth": adapter.depth,
         "cache_bytes_16_bit": 2 * adapter.tokens * Heads.of(source.config or {}).numbers,
     }
+
+
+def _predictors(source: Checkpoint, warnings: list[str]) -> dict[str, Any] | None:
+    """The attached predictors of sparsity: of what, how they were found, and the bytes that a token reads of them.
+
+    Those that a model would not be loaded with, of other weights or damaged, are a warning.
+    """
+    try:
+        found = dejavu.attached(source)
+    except FormatError as error:
+        warnings.append(error.message)
+        return None
+    if found is None:
+        return None
+    kept = {key: found.config.get(key) for key in ("targets", "method", "input", "share", "ranks")}
+    return {**kept, "read_bytes": found.read_bytes}
 
 
 def _schemes(source: Checkpoint) -> Iterator[tuple[int, int | None, bool, int | None]]:

@@ -313,6 +313,13 @@ def test_the_picture_and_the_table(forks: Forks, stories: Path, tmp_path: Path) 
     assert picture.read_text().startswith("<svg")
 
 
+def test_show_tells_of_them(forks: Forks, stories: Path) -> None:
+    found = json.loads(forks.run("show", stories, "--json").out)
+    assert found["predictors"]["targets"] == ["mlp"]
+    assert 0 < found["predictors"]["read_bytes"] < found["tensor_bytes"]
+    assert "read sparsely" in forks.run("show", stories).out
+
+
 def test_predictors_of_other_weights_are_refused(stories: Path, forks: Forks, tmp_path: Path) -> None:
     out = Path(shutil.copytree(STORIES, tmp_path / "out"))
     shutil.copytree(stories / FOLDER, out / FOLDER)
@@ -324,6 +331,9 @@ def test_predictors_of_other_weights_are_refused(stories: Path, forks: Forks, tm
     assert ended.code == 3
     assert "trained on other weights" in ended.err
     assert "dejavu-predictor-train" in ended.err
+    shown = json.loads(forks.run("show", out, "--json").out)
+    assert shown["predictors"] is None
+    assert any("other weights" in line for line in shown["warnings"])
 
 
 @pytest.mark.parametrize("harm", ["cut", "missing", "shape", "schema", "levels"])

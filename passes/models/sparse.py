@@ -28,8 +28,9 @@ from rewright.passes.models.sites import Shape, Site, shape_of
 
 # Rows that a sparse step takes at most.
 ROWS = 16
-# Weights of an MLP's last matrix below which a CPU is done with all of them before a predictor is asked.
-SMALLEST = 1 << 20
+# Weights of an MLP's last matrix below which a CPU is done with all of them before a predictor is asked. Measured by
+# `python -m tests.bench.sparse_widths`, see docs/results/sparse-widths.md.
+SMALLEST = 1 << 21
 
 # The share of columns up to which a CPU sums them one by one sooner than it multiplies by all.
 BAGGED = 0.5

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rewright.formats.dejavu import CONFIG, FOLDER, WEIGHTS
 from rewright.formats.draft import Draft
 from rewright.passes.dejavu_predictor_train import layers, run
 from rewright.passes.journal import Journal
@@ -18,6 +19,7 @@ from rewright.passes.training import Training
 from tests.passes.forks import Forks, Strike
 from tests.passes.interruptions import raise_at
 from tests.passes.outputs import beside, contents
+from tests.passes.processes import Launched
 from tests.passes.sparsifying import PASS, train, words
 
 OPTIONS: dict[str, Any] = {"targets": "mlp,heads", "method": "priced", "tokens": 2048, "sequence-length": 64}
@@ -105,3 +107,13 @@ def test_killed_at_any_moment(
         assert ended.code == 0, (strike, ended.err)
         assert contents(dst) == contents(whole), strike
         shutil.rmtree(dst)
+
+
+def test_two_processes_make_the_bytes_of_one(
+    whole: Path, tiny: Callable[[str], Path], text: Path, tmp_path: Path
+) -> None:
+    run = Launched(tmp_path, 2, [PASS, "--threads", "1", tiny("opt"), tmp_path / "out", *words(text, **OPTIONS)], "")
+    code, _, err = run.wait()
+    assert code == 0, err
+    for name in (WEIGHTS, CONFIG):
+        assert (tmp_path / "out" / FOLDER / name).read_bytes() == (whole / FOLDER / name).read_bytes()

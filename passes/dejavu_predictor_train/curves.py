@@ -14,6 +14,9 @@ import torch
 
 from rewright.passes.dejavu_predictor_train.spec import QUANTILES
 
+# How far a threshold is from any score that it is settled on, as a share of their size.
+APART = 1e-5
+
 
 @dataclass(frozen=True, slots=True)
 class Curves:
@@ -60,7 +63,14 @@ def curves(scores: torch.Tensor, costs: torch.Tensor) -> Curves:
     total = costs.gather(1, ordered.indices).double().cumsum(1)[:, ends - 1]
     share = torch.diff(ends, prepend=ends.new_zeros(1)).double() / tokens
     rise = torch.diff(total, dim=1, prepend=total.new_zeros(len(total), 1)) / tokens / share
-    return Curves(_hull(rise, share).float(), ordered.values[:, ends - 1].contiguous(), share.float())
+    return Curves(_hull(rise, share).float(), _between(ordered.values, ends), share.float())
+
+
+def _between(scores: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Thresholds past the last score that is below them, half-way to the next, and by more than sums are rounded."""
+    last = scores[:, ends - 1]
+    middle = last + (scores[:, ends.clamp(max=scores.shape[1] - 1)] - last) / 2
+    return middle + APART * (1 + middle.abs())
 
 
 def _hull(rise: torch.Tensor, share: torch.Tensor) -> torch.Tensor:

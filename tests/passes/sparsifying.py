@@ -12,6 +12,7 @@ from rewright.formats import dejavu
 from rewright.formats.checkpoint import Checkpoint
 from rewright.passes.context import Silent
 from rewright.passes.loading import load
+from rewright.passes.models.sparse import flow_of
 from rewright.passes.pipeline import execute
 from rewright.passes.recipe import make as make_stage
 from rewright.passes.run_options import RunOptions
@@ -72,6 +73,16 @@ def decoded(model: Any, ids: torch.Tensor, prefix: int) -> torch.Tensor:
     cache = new_cache(model)
     parts = [ids[:, :prefix], *ids[:, prefix:].split(1, dim=1)]
     return torch.cat([model(input_ids=part, use_cache=True, **cache).logits for part in parts], dim=1)
+
+
+@torch.inference_mode()
+def at_once(model: Any, ids: torch.Tensor, prefix: int) -> torch.Tensor:
+    """The same logits from one forward that chooses as decoding does after `prefix` tokens."""
+    flow = flow_of(model)
+    assert flow is not None
+    with flow.scored(prefix):
+        found: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return found
 
 
 @torch.inference_mode()

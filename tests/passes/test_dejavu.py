@@ -20,7 +20,7 @@ from rewright.passes.models import sparse
 from tests.passes.conftest import DATA, make
 from tests.passes.forks import Forks
 from tests.passes.outputs import contents
-from tests.passes.sparsifying import PASS, STORIES, attached, decoded, dense, report, tokens, train
+from tests.passes.sparsifying import PASS, STORIES, at_once, attached, decoded, dense, report, tokens, train
 
 HELD_OUT = DATA / "tinystories_heldout.txt"
 
@@ -76,11 +76,8 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_decoding_reads_as_scoring_does(stories: Path) -> None:
     """A text read token by token, against the same text at once."""
     model, _ = load(stories, torch.float32)
-    flow = sparse.flow_of(model)
-    assert flow is not None
     ids = tokens(rows=1)
-    with torch.inference_mode(), flow.scored(12):
-        scored = model(input_ids=ids, use_cache=False).logits
+    scored = at_once(model, ids, 12)
     stepped = decoded(model, ids, 12)
     torch.testing.assert_close(stepped, scored, rtol=1e-4, atol=1e-4)
     # and it is not the dense model that was read
@@ -116,8 +113,6 @@ def test_more_rows_than_a_step_takes_are_dense(stories: Path) -> None:
 def test_rows_together_read_their_union(rows: int, stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many the union is, dense or not: a row gets at least what it needs."""
     model, _ = load(stories, torch.float32)
-    flow = sparse.flow_of(model)
-    assert flow is not None
     ids = tokens(20, rows)
     whole = dense(stories, ids)
     one = torch.cat([decoded(model, row[None], 8) for row in ids])
@@ -151,11 +146,8 @@ def test_from_the_layer_s_input(tmp_path: Path) -> None:
     told = train(STORIES, out, DATA / "tinystories.txt", input="block_in", rank="32", recall=0.95)
     assert told["metrics"]["kl"] < 0.3
     model, _ = load(out, torch.float32)
-    flow = sparse.flow_of(model)
-    assert flow is not None
     ids = tokens(rows=1)
-    with torch.inference_mode(), flow.scored(12):
-        scored = model(input_ids=ids, use_cache=False).logits
+    scored = at_once(model, ids, 12)
     torch.testing.assert_close(decoded(model, ids, 12), scored, rtol=1e-4, atol=1e-4)
 
 
@@ -185,11 +177,8 @@ def test_inputs_of_gated_families(name: str, tiny: Callable[[str], Path], text: 
     told = train(tiny(name), out, text, rank=None, budget=0.5)
     assert told["metrics"]["density"] == pytest.approx(0.5, abs=0.05)
     model, _ = load(out, torch.float32)
-    flow = sparse.flow_of(model)
-    assert flow is not None
     ids = tokens(20, 1)
-    with torch.inference_mode(), flow.scored(8):
-        scored = model(input_ids=ids, use_cache=False).logits
+    scored = at_once(model, ids, 8)
     torch.testing.assert_close(decoded(model, ids, 8), scored, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(scored, dense(out, ids), atol=1e-3)
     torch.testing.assert_close(scored[:, :8], dense(out, ids)[:, :8], rtol=1e-4, atol=1e-4)
@@ -228,11 +217,8 @@ def test_a_gated_mlp_of_relu(text: Path, tmp_path: Path) -> None:
         out = tmp_path / f"{activation}-out"
         train(source, out, text, rank="16", budget=0.4)
         model, _ = load(out, torch.float32)
-        flow = sparse.flow_of(model)
-        assert flow is not None
         ids = tokens(20, 1)
-        with torch.inference_mode(), flow.scored(8):
-            scored = model(input_ids=ids, use_cache=False).logits
+        scored = at_once(model, ids, 8)
         torch.testing.assert_close(decoded(model, ids, 8), scored, rtol=1e-3, atol=1e-3)
 
 

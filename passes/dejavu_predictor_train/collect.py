@@ -100,7 +100,7 @@ def gather(job: Job, layer: Layer, sensitivity: Sensitivity) -> Seen:
                 cross = _plus(cross, _moment(y[fits], x[fits])[:-1])
             kept["read"].append(x[settles].float())
             kept["fed"].append(y[settles].float())
-            if job.options.learns:
+            if job.options.method == "bce":
                 kept["x"].append(x[fits].float())
                 kept["y"].append(y[fits].float())
         if routes:

@@ -1,9 +1,4 @@
-"""Predictors that are learned by gradient steps, begun from the closed form.
-
-`bce` is Deja Vu's own objective: binary cross entropy on which neurons are on. `priced` is what a run pays: with p the
-chance that a neuron is read, a sigmoid of its score, the mean over tokens of cost (1 - p) + price p, where cost is that
-of leaving the neuron out and price that of reading it.
-"""
+"""Deja Vu's own predictor: learned by binary cross entropy on which neurons are on, begun from the closed form."""
 
 from __future__ import annotations
 
@@ -19,22 +14,12 @@ from rewright.passes.training import Training, shuffled
 STEP_TOKENS, ROUNDS, RATE = 512, 4, 0.02
 # Added to the share of neurons that are on, as Deja Vu's training script does.
 OFFSET = 0.005
-# A cost counts for so many prices at most.
-MOST = 100.0
 
 
-def learn(
-    job: Job,
-    layer: int,
-    start: Factors,
-    held: Matrices,
-    training: tuple[torch.Tensor, torch.Tensor],
-    sensitivity: torch.Tensor,
-    price: float,
-) -> Factors:
-    """Train a predictor of a layer. `price` is that of reading a neuron, `sensitivity` float32 [neurons].
+def learn(job: Job, layer: int, start: Factors, held: Matrices, training: tuple[torch.Tensor, torch.Tensor]) -> Factors:
+    """Train a predictor of a layer; a neuron counts as on where it is not zero.
 
-    With `bce` positives weigh 1 and negatives the share of positives, as in the paper's code.
+    The loss is that of the paper's code: positives weigh 1, negatives the share of positives.
     """
     read, fed = training
     steps = max(1, ROUNDS * len(read) // STEP_TOKENS)
@@ -49,14 +34,10 @@ def learn(
 
     def loss_at(step: int) -> torch.Tensor:
         rows = shuffled(len(read), STEP_TOKENS, step, job.context.seed)
-        made = held.made(fed[rows], slice(None))
+        on = (held.made(fed[rows], slice(None)) != 0).float()
         scores = Factors(**state.parameters).scores(read[rows])
-        if job.options.method == "bce":
-            on = (made != 0).float()
-            share = on.mean() + OFFSET
-            return functional.binary_cross_entropy_with_logits(scores, on, on * (1 - share) + share)
-        cost = (made.square() * (0.5 * sensitivity / price)).clamp(max=MOST)
-        return (cost + (1 - cost) * scores.sigmoid()).mean()
+        share = on.mean() + OFFSET
+        return functional.binary_cross_entropy_with_logits(scores, on, on * (1 - share) + share)
 
     with job.context.reporter.progress(f"learn layer {layer}", steps) as bar:
         bar.advance(len(state.losses))

@@ -39,11 +39,9 @@ def train(job: Job, layer: Layer, seen: Seen, sensitivity: torch.Tensor) -> Trai
     ranks = [options.rank.count] if options.rank.count else [rank for rank in RANKS if rank <= max(8, most // 2)]
     rank = ranks[0] if len(ranks) == 1 else _cheapest(job, seen, held, whole, sensitivity, ranks)
     found = whole.cut(rank)
-    if options.learns:
+    if options.method == "bce":
         assert seen.training is not None
-        parts = [_curves(seen, held, found, sensitivity, rows) for rows in _blocks(len(held.first))]
-        price = price_at(_joined(parts), options.recall or RECALL)[0]
-        found = learned.learn(job, layer.index, found, held, seen.training, sensitivity, price)
+        found = learned.learn(job, layer.index, found, held, seen.training)
     spread = found.scores(seen.read[:4096]).std(0)
     predictor = settle(found, spread, options.predictor_dtype)
     parts = [_curves(seen, held, predictor.factors, sensitivity, rows) for rows in _blocks(len(held.first))]
@@ -96,20 +94,17 @@ def _cheapest(job: Job, seen: Seen, held: Matrices, whole: Factors, sensitivity:
     for rank in ranks:
         cut = whole.cut(rank)
         small = Factors(cut.a, cut.a0, cut.b[some], cut.c[some])
-        _, density = price_at(_curves(seen, part, small, sensitivity[some], slice(None)), recall)
+        density = density_at(_curves(seen, part, small, sensitivity[some], slice(None)), recall)
         found[rank] = predictor_bytes(job.options, job.shape, rank) + density * neurons * row_bytes
     return min(found, key=lambda rank: found[rank])
 
 
-def price_at(found: Curves, recall: float) -> tuple[float, float]:
-    """What a token-read costs when units at one price keep this share of what dropping all would cost, and the share of
-    token-reads that are left.
-    """
+def density_at(found: Curves, recall: float) -> float:
+    """The share of token-reads that are left when units at one price keep this share of what dropping all would
+    cost."""
     order = found.slopes.flatten().argsort()
     share = found.share.expand_as(found.slopes).flatten()[order]
-    slopes = found.slopes.flatten()[order]
-    lost = (slopes * share).cumsum(0)
+    lost = (found.slopes.flatten()[order] * share).cumsum(0)
     allowed = (1 - recall) * float(lost[-1])
     taken = int(torch.searchsorted(lost, lost.new_tensor(allowed), right=True))
-    price = float(slopes[min(taken, len(slopes) - 1)])
-    return max(price, torch.finfo(torch.float32).tiny), 1 - float(share[:taken].sum()) / found.units
+    return 1 - float(share[:taken].sum()) / found.units

@@ -36,10 +36,8 @@ class DejavuOptions:
     tokens: Annotated[int, Opt("tokens of it that are used", min=256, max=1 << 26)] = 65536
     sequence_length: Annotated[int, Opt("tokens of a sequence", min=8, max=1 << 20)] = 256
     method: Annotated[
-        Literal["svd", "rrr", "priced", "bce"],
-        Opt(
-            "`rrr`: reduced-rank regression; `svd`: whitened, as SVDP; `priced` and, as Deja Vu, `bce` learn from there"
-        ),
+        Literal["svd", "rrr", "bce"],
+        Opt("`rrr`: reduced-rank regression; `svd`: whitened, as SVDP; `bce`: learned from there, as Deja Vu"),
     ] = "rrr"
     input: Annotated[
         Literal["post_norm", "block_in"], Opt("what a predictor reads: the MLP's own input, or that of its layer")
@@ -83,11 +81,6 @@ class DejavuOptions:
             raise UsageError("`--max-kl` counts in nats, `--cost energy` does not", hint="leave out `--cost`")
 
     @property
-    def learns(self) -> bool:
-        """Whether predictors take gradient steps."""
-        return self.method in ("priced", "bce")
-
-    @property
     def rows(self) -> tuple[int, int, int]:
         """Sequences that predictors are fitted on, that settle thresholds, and that are held out."""
         every = max(4, self.tokens // self.sequence_length)
@@ -105,8 +98,8 @@ def check(options: DejavuOptions, layout: Layout) -> Shape:
             f"`--sequence-length {options.sequence_length}` is past the model's {positions} positions",
             hint=f"use `--sequence-length {positions}`",
         )
-    if "mlp" not in targets and (options.rank.count is not None or options.learns):
-        word = "--rank" if options.rank.count is not None else f"--method {options.method}"
+    if "mlp" not in targets and (options.rank.count is not None or options.method == "bce"):
+        word = "--rank" if options.rank.count is not None else "--method bce"
         raise UsageError(f"`{word}` is of predictors of neurons, which `--targets {','.join(targets)}` leaves out")
     if options.rank.count is not None and options.rank.count > shape.width:
         raise UsageError(
@@ -161,7 +154,7 @@ def _estimate(options: DejavuOptions, layout: Layout) -> Estimate:
         solve = 30 * width**3 + 4 * neurons * width**2
         scored = settling * neurons * (2 * rank + 2 * width + 80)
         tried = len(RANKS) if options.rank.count is None else 1
-        learned = 6 * fit * rank * (width + neurons) * 2 if options.learns else 0
+        learned = 6 * fit * rank * (width + neurons) * 2 if options.method == "bce" else 0
         step(
             "predictors",
             shape.layers * (moments + solve + (1 + tried / 8) * scored + learned).__ceil__(),

@@ -51,7 +51,6 @@ NEURONS: dict[str, dict[str, Any]] = {
     "as SVDP": {"method": "svd", "predictor-dtype": "bf16", "cost": "energy", "allocation": "layer"},
     "bf16": {"predictor-dtype": "bf16"},
     "svd": {"method": "svd"},
-    "priced": {"method": "priced"},
     "energy": {"cost": "energy"},
     "from the layer's input": {"input": "block_in"},
 }
@@ -139,7 +138,8 @@ def page(results: dict[str, Any]) -> str:
             cells = ["-" if row[key] is None else f"{row[key]:.3f}" for key in keys]
             parts.append(f"| {row['layer']} | {row['site']} | {' | '.join(cells)} |")
         parts.append("")
-    return "\n".join([*parts, f"Machine: {results['machine']}.", ""])
+    told = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+    return "\n".join([*parts, f"Machine: {told}", ""])
 
 
 def main(arguments: list[str] | None = None) -> int:

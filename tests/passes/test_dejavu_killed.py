@@ -22,7 +22,7 @@ from tests.passes.outputs import beside, contents
 from tests.passes.processes import Launched
 from tests.passes.sparsifying import PASS, train, words
 
-OPTIONS: dict[str, Any] = {"targets": "mlp,heads", "method": "priced", "tokens": 2048, "sequence-length": 64}
+OPTIONS: dict[str, Any] = {"targets": "mlp,heads", "method": "bce", "tokens": 2048, "sequence-length": 64}
 OFTEN = "from rewright.passes import training\ntraining.PAUSE = 0\n"
 
 

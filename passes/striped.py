@@ -18,6 +18,6 @@ def to_striped(poles: torch.Tensor, residues: torch.Tensor, h0: torch.Tensor) ->
 
 
 def from_striped(poles: torch.Tensor, residues: torch.Tensor, skip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Our residues R p, and h_0 = D + Re sum R."""
+    """Our residues R p, and h_0 = D + Re sum R, to which alone an entry adds whose pole is 0."""
     p, r = torch.complex(*poles.unbind(-1)), torch.complex(*residues.unbind(-1))
-    return torch.view_as_real(torch.where(p == 0, r, r * p)), skip + residues[..., 0].sum(1)
+    return torch.view_as_real(r * p), skip + residues[..., 0].sum(1)

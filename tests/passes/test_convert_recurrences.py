@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rewright.formats.errors import Refusal
+from rewright.passes.striped import from_striped
 from tests.passes.casting import stored
 from tests.passes.conftest import STORIES
 from tests.passes.converting import config, convert
@@ -75,6 +76,28 @@ def test_another_s_recurrences_come_back(tmp_path: Path) -> None:
     assert config(tmp_path / "ours")["modal"]["entries"] == [3]
     convert(tmp_path / "ours", tmp_path / "theirs", "stripedhyena-modal")
     assert stored(tmp_path / "theirs") == stored(tmp_path / "src")
+
+
+def test_a_pole_of_zero_is_a_tap_at_the_start_alone() -> None:
+    poles = torch.tensor([[[0.0, 0.0], [0.5, 0.1]]], dtype=torch.float64)
+    residues = torch.tensor([[[2.0, 0.0], [1.0, -0.5]]], dtype=torch.float64)
+    made, h0 = from_striped(poles, residues, torch.tensor([0.25], dtype=torch.float64))
+    assert float(h0) == 0.25 + 2.0 + 1.0
+    # h_1 = Re sum of residues in our convention: Re of R p of the second entry, and nothing of the first
+    assert float(made[..., 0].sum()) == pytest.approx(1.0 * 0.5 + 0.5 * 0.1)
+
+
+def test_a_pole_of_zero_that_would_not_come_back_is_refused(tmp_path: Path) -> None:
+    held = {
+        "blocks.0.filter.poles": torch.tensor([[[[0.0, 0.0]], [[0.5, 0.1]]]]),
+        "blocks.0.filter.residues": torch.tensor([[[[2.0, 0.0]], [[1.0, 0.0]]]]),
+        "blocks.0.filter.D": torch.zeros(1),
+    }
+    (tmp_path / "src").mkdir()
+    save_file(held, tmp_path / "src" / "model.safetensors")
+    (tmp_path / "src" / "config.json").write_text(json.dumps({"model_type": "stripedhyena", "state_size": 2}))
+    with pytest.raises(Refusal, match="so near 0 that its residue does not come back"):
+        convert(tmp_path / "src", tmp_path / "out", "modal")
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,10 @@ def check(options: HyenaDistillOptions, layout: Layout) -> list[Group]:
                 f"`--order {order}` is more than {length} samples of `{group.name}` can show",
                 hint=f"use `--order {most}` or less",
             )
+        if options.keep_filters and group.kind in ("modal", "real-modal"):
+            raise UsageError(
+                f"`{group.name}` is a recurrence: there is no filter for `--keep-filters`", hint="leave it out"
+            )
         if options.fir_head and group.kind in ("modal", "real-modal"):
             raise UsageError(f"`--fir-head` has no place in the layout of `{group.name}`", hint="leave it out")
     texts = options.calibration_text or options.validation_text

@@ -44,6 +44,29 @@ def test_options(options: dict[str, Any], told: str, tmp_path: Path) -> None:
         dry(bank(tmp_path / "bank.safetensors", h=waves(2, 2, 64)), **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"keep_filters": True}, "there is no filter for `--keep-filters`"),
+        ({"fir_head": 2}, "`--fir-head` has no place"),
+    ],
+    ids=str,
+)
+def test_options_of_what_is_a_recurrence_already(options: dict[str, Any], told: str, tmp_path: Path) -> None:
+    planes = torch.full((3, 2, 1, 2), 0.5)
+    held = {
+        "blocks.0.filter.poles": planes,
+        "blocks.0.filter.residues": planes.clone(),
+        "blocks.0.filter.D": planes[:, 0, 0, 0],
+    }
+    (tmp_path / "src").mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in held.items()}, tmp_path / "src" / "model.safetensors")
+    said = {"model_type": "stripedhyena", "state_size": 2, "max_seqlen": 64}
+    (tmp_path / "src" / "config.json").write_text(json.dumps(said))
+    with pytest.raises(UsageError, match=told):
+        dry(tmp_path / "src", order=2, **options)
+
+
 def test_what_is_no_bank(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no tensor is a bank of impulse responses"):
         dry(bank(tmp_path / "a.safetensors", h=torch.ones(4)))

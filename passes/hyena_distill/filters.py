@@ -10,11 +10,14 @@ from rewright.formats.checkpoint import Checkpoint
 from rewright.passes.errors import InputError
 from rewright.passes.hyena_distill.plan import Group
 
+# Filters as large, or as small, as this or its inverse are fitted: of their squares' squares nothing is lost.
+LARGEST = 1e30
+
 
 def read(source: Checkpoint, group: Group, block: range, horizon: int | None) -> torch.Tensor:
     """h_0 to h_(L-1) of some filters of a group, float64 [filters, L]; zeros where the horizon is past them.
 
-    Raises InputError for a filter that is not finite.
+    Raises InputError for a filter that is not finite, or so large or small that its powers are not.
     """
     length = min(group.length, horizon or group.length)
     if group.kind == "bank":
@@ -27,6 +30,14 @@ def read(source: Checkpoint, group: Group, block: range, horizon: int | None) ->
     if not finite.all():
         place = block.start + int((~finite).nonzero()[0])
         raise InputError(f"filter {place} of `{group.name}` is not finite", hint="is the checkpoint damaged?")
+    size = found.abs().amax(1)
+    odd = ((size > LARGEST) | ((size > 0) & (size < 1 / LARGEST))).nonzero()
+    if len(odd):
+        place = int(odd[0])
+        raise InputError(
+            f"filter {block.start + place} of `{group.name}` is up to {float(size[place]):.1e} in size, out of reach",
+            hint=f"scale it: sizes from {1 / LARGEST:.0e} to {LARGEST:.0e} are taken",
+        )
     if horizon is not None and horizon > length:
         found = torch.cat([found, found.new_zeros(len(found), horizon - length)], 1)
     return found

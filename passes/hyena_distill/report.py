@@ -9,7 +9,7 @@ from typing import Any
 
 from rewright.formats.draft import Draft
 from rewright.passes.hyena_distill import picture
-from rewright.passes.hyena_distill.fits import Job, Rows, together
+from rewright.passes.hyena_distill.fits import NOISE, Job, Rows, together
 from rewright.passes.spec import Metrics, to_plain
 
 REPORT = "reports/hyena-distill.json"
@@ -47,8 +47,9 @@ def put(job: Job, draft: Draft, found: Found, sizes: Mapping[str, int]) -> Metri
         "worst_filter": max(row["worst"]["error"] for row in rows),
         **sizes,
     }
-    if bound:
-        metrics["error_over_bound"] = error / bound
+    # below the precision in which recurrences run no bound means anything
+    least = max(bound, max(NOISE[group.dtype] for group in job.groups) * norm)
+    metrics["error_over_bound"] = error / least if least else 1.0
     metrics |= {key: found.text[key] for key in ("logit_error", "loss_before", "loss_change") if key in found.text}
     report = {
         "summary": metrics,

@@ -91,6 +91,28 @@ def test_a_filter_that_is_not_finite(value: float, tmp_path: Path) -> None:
     assert beside(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize("scale", [1e60, 1e-170])
+def test_a_filter_out_of_reach(scale: float, tmp_path: Path) -> None:
+    filters = waves(3, 2, 64).double()
+    filters[2] *= scale
+    with pytest.raises(InputError, match=r"filter 2 of `h` is up to .* in size") as refused:
+        distill(bank(tmp_path / "bank.safetensors", h=filters), tmp_path / "out", order=4)
+    assert "from 1e-30 to 1e+30" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("scale", [1e29, 1e-29])
+def test_a_filter_within_reach(scale: float, tmp_path: Path) -> None:
+    filters = waves(3, 2, 64).double()
+    found = [
+        distill(bank(tmp_path / f"{factor}.safetensors", h=filters * factor), tmp_path / f"out {factor}", order=4)
+        for factor in (1.0, scale)
+    ]
+    plain, scaled = (told["metrics"] for told, _ in found)
+    assert max(plain["error"], scaled["error"]) < 1e-12
+    # the bound is 0 but for rounding, and the metric is there all the same
+    assert scaled["error_over_bound"] < 100
+
+
 def _lose(name: str) -> Callable[[Tensors, dict[str, Any]], None]:
     def change(tensors: Tensors, config: dict[str, Any]) -> None:
         del tensors[name]

@@ -54,7 +54,17 @@ class HyenaDNAConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is
         self.d_inner = 4 * self.d_model if self.d_inner is None else self.d_inner
         # the rows of the embedding; transformers shapes what a head gives by this number
         self.vocab_size = -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
+        if self.modal is not None:
+            self._check_modal(self.modal)
         super().__post_init__(**kwargs)
+
+    def _check_modal(self, modal: Any) -> None:
+        """Raise ValueError unless `modal` has a number of entries for each layer, and taps that can be counted."""
+        entries = modal.get("entries") if isinstance(modal, dict) else None
+        if not isinstance(entries, list) or len(entries) != self.n_layer or not all(map(_counts, entries)):
+            raise ValueError(f"`modal` must have `entries`, a whole number for each of {self.n_layer} layers")
+        if not _counts(modal.get("fir_head", 0)):
+            raise ValueError(f"`fir_head` in `modal` must be a whole number, not {modal['fir_head']!r}")
 
     @property
     def filters(self) -> int:
@@ -65,6 +75,10 @@ class HyenaDNAConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is
     def max_position_embeddings(self) -> int | None:
         """The most tokens that the model reads; a recurrence goes on."""
         return self.max_seq_len if self.modal is None else None
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 class HyenaConfig(HyenaDNAConfig):

@@ -332,3 +332,26 @@ def test_configs_that_cannot_be_are_refused() -> None:
             AutoConfig.for_model("multihyena", d_model=12, **settings)
     with pytest.raises(InputError, match="`emb_dim` is 4"):
         small("hyenadna", emb_dim=4)
+
+
+@pytest.mark.parametrize(
+    "modal",
+    [
+        {},
+        [],
+        "8",
+        {"entries": 4},
+        {"entries": [4]},
+        {"entries": [4, -1]},
+        {"entries": [4, True]},
+        {"entries": [4, 4], "fir_head": "a"},
+        {"entries": [4, 4], "fir_head": -1},
+    ],
+    ids=str,
+)
+def test_a_malformed_modal_is_refused_in_a_line(modal: Any, tmp_path: Path) -> None:
+    small("hyenadna", taps=0).save_pretrained(tmp_path / "src")
+    path = tmp_path / "src" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modal": modal}))
+    with pytest.raises(InputError, match="modal"):
+        load(tmp_path / "src")

@@ -118,8 +118,16 @@ def _estimate(options: HyenaDistillOptions, layout: Layout) -> Estimate:
         flops += group.filters * flops_of(options, options.horizon or group.length, order)
     written = sum(nbytes(*entry) for entry in tensors.values())
     block = max(len(group.blocks[0]) * (options.horizon or group.length) for group in groups)
+    config = dict(layout.config)
+    if all(group.kind == "implicit" for group in groups):
+        # what a pass that comes after refuses by
+        config["modal"] = {
+            "entries": [order // 2] * len(groups),
+            "states": [order] * len(groups),
+            "fir_head": options.fir_head,
+        }
     return Estimate(
-        layout=replace(layout, tensors=tensors),
+        layout=replace(layout, tensors=tensors, config=config),
         output_bytes=written,
         peak_host_bytes=8 * block * (order + 40),
         peak_device_bytes=0,

@@ -15,6 +15,7 @@ from rewright.formats.errors import Refusal
 from rewright.passes.errors import InputError, UsageError
 from tests.passes.conftest import STORIES
 from tests.passes.distilling import bank, distill, dry, waves
+from tests.passes.forks import Forks
 from tests.passes.hyenas import small
 from tests.passes.outputs import beside
 
@@ -162,3 +163,14 @@ def test_a_text_needs_a_tokenizer(tmp_path: Path) -> None:
     text.write_text("ACGT" * 100)
     with pytest.raises(InputError, match="has no tokenizer"):
         distill(tmp_path / "src", tmp_path / "out", order=8, calibration_text=[str(text)])
+
+
+def test_a_chain_that_cannot_be_is_refused_before_the_work(forks: Forks, tmp_path: Path) -> None:
+    """StripedHyena's layout has no place for samples kept as they are: a dry run knows."""
+    small("hyenadna").save_pretrained(tmp_path / "src")
+    chain = ["chain", "--dry-run", tmp_path / "src", tmp_path / "out", "hyena-distill", "--order", "4", "--fir-head", "2"]
+    ended = forks.run(*chain, "+", "convert", "--to", "stripedhyena-modal")
+    assert ended.code == 3, ended.err
+    assert "stage 2 (convert): StripedHyena's layout has no `fir`" in ended.err
+    whole = [word for word in chain if word not in ("--fir-head", "2")]
+    assert forks.run(*whole, "+", "convert", "--to", "stripedhyena-modal").code == 0

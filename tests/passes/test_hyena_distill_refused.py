@@ -168,7 +168,8 @@ def test_a_text_needs_a_tokenizer(tmp_path: Path) -> None:
 def test_a_chain_that_cannot_be_is_refused_before_the_work(forks: Forks, tmp_path: Path) -> None:
     """StripedHyena's layout has no place for samples kept as they are: a dry run knows."""
     small("hyenadna").save_pretrained(tmp_path / "src")
-    chain = ["chain", "--dry-run", tmp_path / "src", tmp_path / "out", "hyena-distill", "--order", "4", "--fir-head", "2"]
+    ends = tmp_path / "src", tmp_path / "out"
+    chain = ["chain", "--dry-run", *ends, "hyena-distill", "--order", "4", "--fir-head", "2"]
     ended = forks.run(*chain, "+", "convert", "--to", "stripedhyena-modal")
     assert ended.code == 3, ended.err
     assert "stage 2 (convert): StripedHyena's layout has no `fir`" in ended.err

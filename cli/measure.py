@@ -15,6 +15,7 @@ from rewright.cli import console
 from rewright.cli.against import against
 from rewright.cli.arms import arms
 from rewright.cli.build import command
+from rewright.cli.calibrate import calibrate
 from rewright.cli.console import table
 from rewright.cli.report import bench_rows, eval_head, eval_rows
 from rewright.passes import world
@@ -102,6 +103,10 @@ class BenchOptions:
 
     prompt_tokens: Annotated[int, Opt("tokens of the prompt", min=1)] = 128
     new_tokens: Annotated[int, Opt("tokens decoded after it", min=1)] = 64
+    calibrate: Annotated[
+        Path | None,
+        Opt("instead of a model, measure this machine and its disk there: a file for `--machine`", metavar="FILE.toml"),
+    ] = None
 
 
 def kernels(run: RunOptions) -> AbstractContextManager[None]:
@@ -240,17 +245,31 @@ def _prompt(word: str) -> str:
         raise InputError(f"the prompt on stdin is not UTF-8: byte {error.start}") from None
 
 
-def bench(model: Model, options: BenchOptions, run: RunOptions) -> None:
+def bench(
+    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="checkpoint folder")] = None,
+    *,
+    options: BenchOptions,
+    run: RunOptions,
+) -> None:
     """Time a model: prefill and decoding in tokens a second, bytes read a token, and the memory it takes.
 
     A quantised model runs on its codes, on a CPU in bfloat16 unless
-    --dtype says otherwise.
+    --dtype says otherwise. With --calibrate the machine is timed instead,
+    in less than a minute.
 
     Example: rewright bench out --prompt-tokens 256 --new-tokens 64 --json
+    Example: rewright bench --calibrate box.toml
     """
     from rewright.passes.generate import bench as timed
 
     talk(run)
+    if options.calibrate is not None:
+        if model is not None:
+            raise UsageError("`--calibrate` times this machine, and no model", hint=f"leave out `{model}`")
+        calibrate(options.calibrate, run)
+        return
+    if model is None:
+        raise UsageError("nothing to time", hint="give a checkpoint folder, or `--calibrate FILE.toml`")
     with kernels(run):
         found = timed(model, prompt_tokens=options.prompt_tokens, new_tokens=options.new_tokens, **_where(run))
     if run.json:

@@ -16,7 +16,8 @@ POINTS = 8
 STEP = 1.1
 # A resource is waited for when it is busy for all of a phase but so much; and which one a rate belongs to.
 SLACK = 0.02
-_RESOURCES = {"hbm": "gpu", "gpu_flops": "gpu", "cpu_flops": "cpu", "cpu_attn": "cpu"}
+_RESOURCES = {name: name.partition("_")[0] for name in ("gpu_flops", "cpu_flops", "cpu_attn", *Machine.OPTIONAL)}
+_RESOURCES |= {"hbm": "gpu"}
 
 
 def pareto(problem: Problem, found: Found) -> list[Placed]:
@@ -80,7 +81,7 @@ def sensitivity(problem: Problem, best: Placed) -> list[dict[str, Any]]:
         for name in RESOURCES
         if spent[name] >= (1 - SLACK) * max(spent.values()) > 0
     }
-    for name in (*Machine.RATES, "gpu_memory", "cpu_memory", "disk_size"):
+    for name in (*machine.rates, "gpu_memory", "cpu_memory", "disk_size"):
         tier = name.partition("_")[0] if name.endswith(("_memory", "_size")) else None
         if tier is None and _RESOURCES.get(name, name) not in waited:
             # a resource that nothing waits for: more of it changes nothing

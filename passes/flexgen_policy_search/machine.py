@@ -41,8 +41,11 @@ class Machine:
     """Bytes of each tier and what of it is not to be had; rates in bytes, operations and seconds.
 
     `h2d` and `d2h` are copies between host and GPU while all else runs, `cpu_attn` the keys and values that attention
-    on the CPU reads a second, `launch_s` what a kernel costs to start and `copy_s` a copy. `sources` says of each
-    figure where it is from.
+    on the CPU reads a second, `launch_s` what a kernel costs to start and `copy_s` a copy. What `None` is said of is
+    as fast as all else there: `gpu_attn` as `hbm`, attention's arithmetic as any. `gemm` gives for a number of rows
+    the share of `gpu_flops` that a product reaches; without it every product reaches all. `busy` says of copies and
+    disk what share of their rates alone is left while all else runs, which the rates have in them. `sources` says of
+    each figure where it is from, `holdout` by how much measured times differ from foretold ones in the mean.
     """
 
     name: str
@@ -63,12 +66,23 @@ class Machine:
     cpu_attn: float
     launch_s: float = 5e-6
     copy_s: float = 1e-5
+    gpu_attn: float | None = None
+    gpu_attn_flops: float | None = None
+    cpu_attn_flops: float | None = None
+    gemm: tuple[tuple[int, float], ...] = ()
+    busy: tuple[tuple[str, float], ...] = ()
     published: Published | None = None
     holdout: float | None = None
     sources: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     RATES = ("h2d", "d2h", "disk_read", "disk_write", "dram", "hbm", "gpu_flops", "cpu_flops", "cpu_attn")
+    OPTIONAL = ("gpu_attn", "gpu_attn_flops", "cpu_attn_flops")
     TIERS = ("gpu", "cpu", "disk")
+
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """The rates that this machine has."""
+        return (*self.RATES, *(name for name in self.OPTIONAL if getattr(self, name) is not None))
 
     @property
     def rooms(self) -> dict[str, int]:

@@ -16,7 +16,8 @@ from rewright.formats.dtypes import FLOATS, nbytes, stored_float
 from rewright.formats.text_config import layers_of, positions_of, text_config
 from rewright.passes.errors import InputError
 from rewright.passes.flexgen_policy_search.caches import HYENAS, Shapes, caches_of, heads_of, number
-from rewright.passes.flexgen_policy_search.shape import Kind, Model, Piece, Unit
+from rewright.passes.flexgen_policy_search.shape import Kind, Model, Piece, Sparsity, Unit
+from rewright.passes.flexgen_policy_search.sparse import Predicted, predicted
 from rewright.passes.spec import Layout
 
 _LAYER = re.compile(r"^(.*?(?:^|\.)(?:layers|h|blocks|block|layer))\.(\d+)\.(.+)$")
@@ -61,7 +62,8 @@ def read(layout: Layout) -> Model:
     _check(text, hidden, shapes, layout)
     idle = [name for at, names in inside.items() if at >= depth for name in names.values()]
     experts = number(text, "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    reader = _Reader(layout, experts or 0)
+    sparse, told = predicted(layout)
+    reader = _Reader(layout, experts or 0, sparse.modules if sparse else frozenset())
     for at in range(depth):
         reader.layer(at, inside[at])
     reader.rest(outside, idle, hidden)
@@ -95,8 +97,17 @@ def read(layout: Layout) -> Model:
         total_bytes=sum(size.values()),
         heads=heads,
         gated=kept == heads and reader.gated,
-        notes=tuple(reader.notes + ([f"{len(idle)} tensors are of no layer that runs"] if idle else [])),
+        sparsity=_sparsity(sparse, units),
+        notes=tuple(reader.notes + told + ([f"{len(idle)} tensors are of no layer that runs"] if idle else [])),
     )
+
+
+def _sparsity(found: Predicted | None, units: Iterable[Unit]) -> Sparsity | None:
+    """The same with the predictors' bytes counted."""
+    if found is None:
+        return None
+    whole = sum(unit.nbytes * unit.count for unit in units if unit.sparse)
+    return Sparsity(found.share, found.rows, round(found.predictors * whole)) if whole else None
 
 
 def layers_list(layout: Layout) -> str:
@@ -147,10 +158,10 @@ def _check(text: Mapping[str, Any], hidden: int, layers: Iterable[Shapes], layou
 class _Reader:
     """Gathers tensors into modules, and modules of one size into units."""
 
-    def __init__(self, layout: Layout, experts: int) -> None:
-        self._layout, self._experts = layout, experts
+    def __init__(self, layout: Layout, experts: int, sparse: frozenset[str]) -> None:
+        self._layout, self._experts, self._sparse = layout, experts, sparse
         self._stated = packing.parse(layout.config)
-        self._units: dict[tuple[Kind, str, int, int, bool], list[Piece]] = {}
+        self._units: dict[tuple[Kind, str, int, int, bool, bool], list[Piece]] = {}
         self.fixed: list[str] = []
         self.notes: list[str] = []
         self.widest, self.gated = 0, True
@@ -199,11 +210,8 @@ class _Reader:
     def units(self) -> tuple[Unit, ...]:
         """All classes, in order of their kinds, large ones first."""
         order = {"dense": 0, "head": 1, "expert": 2, "embedding": 3}
-        keys = sorted(self._units, key=lambda key: (order[key[0]], -key[2], key[1]))
-        return tuple(
-            Unit(k, role, size, count, plain, tuple(self._units[k, role, size, count, plain]))
-            for k, role, size, count, plain in keys
-        )
+        keys = sorted(self._units, key=lambda key: (order[key[0]], -key[2], key[1], key[5]))
+        return tuple(Unit(*key[:5], tuple(self._units[key]), sparse=key[5]) for key in keys)
 
     def _slices(self, at: int, role: str, module: _Module) -> None:
         """The experts that share tensors, one by one."""
@@ -214,7 +222,7 @@ class _Reader:
     def _put(self, kind: Kind, role: str, module: _Module, piece: Piece) -> None:
         # modules of one size are one class, whatever they are called
         word = kind if kind in ("dense", "expert") else role
-        key = (kind, word, module.nbytes, module.numbers, module.plain)
+        key = (kind, word, module.nbytes, module.numbers, module.plain, kind == "dense" and role in self._sparse)
         self._units.setdefault(key, []).append(piece)
 
     def _add(self, module: _Module, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rewright.passes.flexgen_policy_search import answers, spread
@@ -68,6 +69,7 @@ def drawn_up(
             "total_bytes": model.total_bytes,
             "arch": model.arch,
             "dtype": model.dtype,
+            "sparsity": None if model.sparsity is None else asdict(model.sparsity),
         },
         "workload": {
             "prompt_len": problem.work.prompt,
@@ -92,10 +94,11 @@ def drawn_up(
 
 
 def _hardware(machine: Machine) -> dict[str, Any]:
-    rates = {
-        name: {"alpha_s": machine.copy_s, "bytes_per_s": getattr(machine, name), "concurrent_eff": 1.0}
-        for name in ("h2d", "d2h", "disk_read", "disk_write", "dram", "hbm")
-    }
+    rates = {}
+    for name in ("h2d", "d2h", "disk_read", "disk_write", "dram", "hbm"):
+        left = dict(machine.busy).get(name, 1.0)
+        alone = getattr(machine, name) / left
+        rates[name] = {"alpha_s": machine.copy_s, "bytes_per_s": alone, "concurrent_eff": left}
     return {
         "name": machine.name,
         "tiers": {
@@ -105,9 +108,12 @@ def _hardware(machine: Machine) -> dict[str, Any]:
         },
         "rates": {
             **rates,
-            "gemm": [{"m": CHUNK, "flops": machine.gpu_flops}],
+            "gemm": [
+                {"m": rows, "flops": share * machine.gpu_flops} for rows, share in machine.gemm or ((CHUNK, 1.0),)
+            ],
             "cpu_flops": machine.cpu_flops,
             "cpu_attn_bytes_per_s": machine.cpu_attn,
+            **{f"{name}_per_s": getattr(machine, name) for name in machine.rates if name in machine.OPTIONAL},
             "launch_s": machine.launch_s,
         },
         "source": machine.source,
@@ -207,6 +213,11 @@ def _notes(model: Model, machine: Machine, best: Placed, options: FlexgenOptions
         told.append("the published equations leave out embedding, head and logits")
         if not model.gated:
             told.append("the published equations take every head's keys, and two matrices of a feed-forward part")
+    if model.sparsity is not None:
+        share, rows = 100 * model.sparsity.share, model.sparsity.rows
+        told.append(
+            f"a token reads {share:.3g} % of what predictors know, where a batch has at most {rows}; copies are whole"
+        )
     if machine.source == "detected":
         told.append("the machine is what was found here, with rates that were not measured")
     if best.peak["cpu"] == 0 and best.peak["disk"] == 0:

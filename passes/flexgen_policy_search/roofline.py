@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rewright.passes.flexgen_policy_search.machine import Machine
-from rewright.passes.flexgen_policy_search.shape import Cache, Model, Unit
+from rewright.passes.flexgen_policy_search.shape import Cache, Model, Sparsity, Unit
 
 Array = npt.NDArray[np.float64]
 RESOURCES = ("h2d", "d2h", "disk_read", "disk_write", "gpu", "cpu", "dram")
@@ -115,6 +115,11 @@ def active(model: Model, tokens: Array) -> Array:
     return np.asarray(1 - (1 - min(1.0, model.reused / model.experts)) ** tokens)
 
 
+def union_read(sparsity: Sparsity, tokens: Array) -> Array:
+    """The share of sparse units that a step of so many tokens reads, each choosing by itself; all past its rows."""
+    return np.where(tokens <= sparsity.rows, 1 - (1 - sparsity.share) ** tokens, 1.0)
+
+
 def terms(model: Model, machine: Machine, work: Work, setting: Setting, gbs: Array, nb: Array) -> Terms:
     """The terms of a setting for pairs of GPU batch and number of batches."""
     block, n = gbs * nb, work.generate
@@ -130,6 +135,21 @@ def terms(model: Model, machine: Machine, work: Work, setting: Setting, gbs: Arr
             phases += (maker.phase("decode", n - 1, zero, block),)
     sizes = tuple(unit.at(setting.weight_bits) for unit in model.units)
     return Terms(model, setting, gbs, nb, phases, maker.rooms(sizes), sizes, classes, block * n)
+
+
+def multiplied(machine: Machine, flops: Any, nbytes: Any, rows: Any) -> Array:
+    """Seconds of the GPU for products of `rows` rows each: their arithmetic, or the bytes of their weights."""
+    rate = machine.gpu_flops * np.ones_like(np.asarray(rows, dtype=np.float64))
+    if machine.gemm:
+        known, share = zip(*machine.gemm, strict=True)
+        rate = rate * np.interp(np.log(np.maximum(rows, 1)), np.log(known), share)
+    return np.asarray(np.maximum(flops / rate, nbytes / machine.hbm))
+
+
+def attended(machine: Machine, flops: Any, nbytes: Any) -> Array:
+    """Seconds of the GPU for new tokens' attention: its arithmetic, or the bytes of keys and values."""
+    rate, read = machine.gpu_attn_flops or machine.gpu_flops, machine.gpu_attn or machine.hbm
+    return np.asarray(np.maximum(flops / rate, nbytes / read))
 
 
 class _Maker:
@@ -156,8 +176,15 @@ class _Maker:
         step_tokens = tokens / steps
         add = _Adder(machine)
         weights: dict[tuple[int, str], dict[str, Array]] = {}
+        # what a step of tokens reads of units that predictors know; prompts are read whole
+        read = np.ones_like(tokens)
+        if model.sparsity is not None and not np.any(begun > 0):
+            read = union_read(model.sparsity, step_tokens)
+            add.seconds("gpu", steps * (step_tokens <= model.sparsity.rows) * model.sparsity.nbytes / machine.hbm)
         for at, unit in enumerate(model.units):
-            weights |= self._unit(at, unit, tokens, begun + going, steps, step_tokens, decodes=bool(np.any(going > 0)))
+            decodes = bool(np.any(going > 0))
+            part = read if unit.sparse else np.ones_like(tokens)
+            weights |= self._unit(at, unit, tokens, begun + going, steps, step_tokens, part, decodes=decodes)
         add.seconds("gpu", steps * model.layers * LAUNCHES * machine.launch_s)
         for cache, count in self.classes:
             add.seconds("gpu", count * cache.flops * cache.pairs(s) * begun / machine.gpu_flops)
@@ -174,9 +201,18 @@ class _Maker:
         return Phase(name, times, add.spent, weights, caches)
 
     def _unit(
-        self, at: int, unit: Unit, tokens: Array, heads: Array, steps: Array, step_tokens: Array, *, decodes: bool
+        self,
+        at: int,
+        unit: Unit,
+        tokens: Array,
+        heads: Array,
+        steps: Array,
+        step_tokens: Array,
+        part: Array,
+        *,
+        decodes: bool,
     ) -> dict[tuple[int, str], dict[str, Array]]:
-        """A piece of a unit on each tier."""
+        """A piece of a unit on each tier; the GPU reads `part` of it where it is, and copies are of all of it."""
         model, machine = self.model, self.machine
         size = float(unit.at(self.setting.weight_bits))
         used, passed, ones = tokens, active(model, tokens), np.ones_like(tokens)
@@ -188,7 +224,8 @@ class _Maker:
             used = heads if unit.kind in ("head", "embedding") else tokens
             if unit.kind == "embedding" and not model.tied:
                 passed, busy, used = 0 * ones, 0 * ones, 0 * ones
-        product = np.maximum(2.0 * unit.numbers * used / machine.gpu_flops, steps * busy * size / machine.hbm)
+        rows = used / np.maximum(steps * busy, 1e-30) if unit.kind == "expert" else used / steps
+        product = multiplied(machine, 2.0 * unit.numbers * used * part, steps * busy * size * part, rows)
         found: dict[tuple[int, str], dict[str, Array]] = {}
         for tier in TIERS:
             add = _Adder(machine)
@@ -218,14 +255,16 @@ class _Maker:
         read = going * (mean * token + cache.state)
         new = going * (token + cache.state)
         flops = going * mean * cache.flops
-        on_gpu = np.maximum(flops / machine.gpu_flops, read / machine.hbm)
+        on_gpu = attended(machine, flops, read)
         if tier == "gpu":
             add.seconds("gpu", on_gpu)
             return add.spent
         written = begun * (cache.tokens(work.prompt) * token + cache.state)
         add.bytes("d2h", written)
         if self.setting.attention == "cpu" and cache.attends:
-            add.seconds("cpu", np.maximum(read / machine.cpu_attn, flops / machine.cpu_flops))
+            add.seconds(
+                "cpu", np.maximum(read / machine.cpu_attn, flops / (machine.cpu_attn_flops or machine.cpu_flops))
+            )
             add.seconds("dram", read / machine.dram)
             add.bytes("h2d", going * 2 * cache.out)
             add.bytes("d2h", going * 2 * (cache.query + cache.numbers))
@@ -248,7 +287,8 @@ class _Maker:
         chunk = np.minimum(gbs * work.prompt, CHUNK)
         live = 2.0 * np.maximum(chunk, gbs) * (4 * model.hidden + 2 * model.query + 2 * model.ffn)
         logits = 4.0 * gbs * model.vocabulary
-        fixed = {"gpu": model.fixed_bytes + live + logits, "cpu": zero.copy(), "disk": zero.copy()}
+        known = model.fixed_bytes + (model.sparsity.nbytes if model.sparsity is not None else 0)
+        fixed = {"gpu": known + live + logits, "cpu": zero.copy(), "disk": zero.copy()}
         held = block
         if self.setting.schedule == "staggered":
             # of those under way a share of 1 / generate is at its prompt; caches are as full as they are on average

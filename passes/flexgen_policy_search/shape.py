@@ -80,7 +80,7 @@ class Piece:
 class Unit:
     """Pieces of equal size that are placed one by one: `nbytes` each, `numbers` weights that a token multiplies by.
 
-    `plain`: stored as floats, so that fewer bits are possible.
+    `plain`: stored as floats, so that fewer bits are possible. `sparse`: predictors say what of it is read.
     """
 
     kind: Kind
@@ -89,6 +89,7 @@ class Unit:
     numbers: int
     plain: bool
     pieces: tuple[Piece, ...]
+    sparse: bool = False
 
     @property
     def count(self) -> int:
@@ -99,6 +100,15 @@ class Unit:
         if bits is None or not self.plain or self.kind in ("embedding", "head"):
             return self.nbytes
         return min(self.nbytes, quantised(self.numbers, bits))
+
+
+@dataclass(frozen=True, slots=True)
+class Sparsity:
+    """What predictors of `nbytes` leave: a step of up to `rows` tokens reads `share` of sparse units for each token."""
+
+    share: float
+    rows: int
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +139,7 @@ class Model:
     total_bytes: int
     heads: int
     gated: bool
+    sparsity: Sparsity | None = None
     notes: tuple[str, ...] = ()
 
     @property

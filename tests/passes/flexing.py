@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from rewright.passes.context import Silent
+from rewright.passes.flexgen_policy_search import calibrate, measure
 from rewright.passes.flexgen_policy_search.hills import Problem, limits, pair
 from rewright.passes.flexgen_policy_search.machine import GIB, Machine
 from rewright.passes.flexgen_policy_search.presets import preset
@@ -44,6 +46,17 @@ def flexgen(src: Path, dst: Path, **options: Any) -> tuple[dict[str, Any], list[
     stage = make_stage(1, "flexgen-policy-search", said)
     document = execute(Run(src, dst, (stage,), RunOptions(threads=1)), reporter)
     return dict(document["stages"][0]), reporter.warnings
+
+
+def hasten(patched: pytest.MonkeyPatch) -> None:
+    """Let a calibration take little, and once: how fast this machine is does not matter to a test."""
+    for module, small in (
+        (measure, {"TURN": 8 << 20, "FILE": 32 << 20}),
+        (calibrate, {"FILE": 32 << 20, "COPY": 8 << 20, "READ": 8, "HELD_READS": (2, 4, 6, 10), "ROUNDS": 1}),
+        (calibrate, {"BLOCKS": ((1 << 20, 1),), "ROWS": (1, 8, 64)}),
+    ):
+        for name, value in small.items():
+            patched.setattr(module, name, value)
 
 
 def policy(folder: Path) -> dict[str, Any]:

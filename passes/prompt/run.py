@@ -17,7 +17,7 @@ from rewright.passes.prompt import report, start
 from rewright.passes.prompt.data import Data, gather
 from rewright.passes.prompt.learn import Learner
 from rewright.passes.prompt.spec import PromptOptions
-from rewright.passes.prompt.teacher import Teacher, check_teacher, check_tokens
+from rewright.passes.prompt.teacher import Teacher, check_teacher, check_tokens, is_itself
 from rewright.passes.spec import Metrics
 from rewright.passes.writing import carry
 
@@ -25,6 +25,7 @@ from rewright.passes.writing import carry
 def run(context: Context, options: PromptOptions, source: Checkpoint, draft: Draft) -> Metrics:
     """Attach a learned prompt; the weights are linked as they are."""
     base = soft_prompt.base_of(source)
+    options = options.settled(taught=not is_itself(source, context.origin.path))
     if options.steps:
         prompt, found = _learned(context, options, source, base)
     elif options.init.file is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -55,9 +55,11 @@ class PromptOptions:
     ] = PromptStart("text")
     init_text: Annotated[str | None, Opt("begin as this text, repeated to the prompt's length", metavar="TEXT")] = None
     loss: Annotated[
-        Literal["next-token", "distill", "mix"],
-        Opt("`next-token` of the text, `distill` of what a teacher predicts, or half of each"),
-    ] = "next-token"
+        Literal["auto", "next-token", "distill", "mix"],
+        Opt(
+            "`next-token` of the text, `distill` of what a teacher predicts, half of each; auto: distill with a teacher"
+        ),
+    ] = "auto"
     teacher: Annotated[
         ModelPath | None, Opt("the uncompressed model; in a chain by default the chain's source", metavar="MODEL")
     ] = None
@@ -93,10 +95,16 @@ class PromptOptions:
         if self.steps and self.learning_rate == 0:
             raise UsageError("`--learning-rate 0` learns nothing", hint="use `--steps 0` to attach a prompt as it is")
 
+    def settled(self, *, taught: bool) -> PromptOptions:
+        """The same with the loss that `auto` stands for; `taught`: a chain's source can be the teacher."""
+        if self.loss != "auto":
+            return self
+        return replace(self, loss="distill" if taught or self.teacher is not None else "next-token")
+
     @property
     def distills(self) -> bool:
         """Whether a teacher is asked."""
-        return self.steps > 0 and self.loss != "next-token"
+        return self.steps > 0 and self.loss in ("distill", "mix")
 
 
 def pause(options: PromptOptions) -> int:
@@ -198,6 +206,8 @@ def _weights(name: str, shape: tuple[int, ...], stated: Packing | None) -> int:
 
 
 def _estimate(options: PromptOptions, layout: Layout) -> Estimate:
+    # stages that are still to run are those of this chain, whose source is another model then
+    options = options.settled(taught=any(not stage.get("metrics") for stage in layout.made))
     check(options, layout)
     tokens, (rows, width) = tokens_of(options), table(layout)
     numbers = Heads.of(layout.config).numbers if options.depth == "all" else width

@@ -102,9 +102,14 @@ def check_tokens(path: Path, tokenizer: Any, windows: Sequence[Window], rows: in
         raise InputError(f"the teacher `{path}` {told}", hint="a teacher has the tokenizer of the model that learns")
 
 
+def is_itself(source: Checkpoint, path: Path) -> bool:
+    """Whether the checkpoint at a path is the one that learns."""
+    return path.resolve() == source.path.resolve()
+
+
 def check_teacher(source: Checkpoint, path: Path) -> None:
     """Raise InputError for a model that would teach itself."""
-    if path.resolve() == source.path.resolve():
+    if is_itself(source, path):
         raise InputError(
             "the model would be its own teacher",
             hint="give the uncompressed one as `--teacher MODEL`, or use `--loss next-token`",

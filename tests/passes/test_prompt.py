@@ -248,13 +248,27 @@ def test_a_prompt_takes_another_s_place(learned: Path, rounded: Path, text: Path
     assert verify(tmp_path / "out").problems == []
 
 
+def _parts(document: dict[str, Any]) -> list[dict[str, Any]]:
+    found = document["stages"][-1]["details"]["parts"]
+    assert isinstance(found, list)
+    return found
+
+
 def test_a_chain_s_teacher_is_its_source(rounded: Path, text: Path, tmp_path: Path) -> None:
-    stages = make_stage(1, "compress", ROUNDED), make_stage(2, "prompt", said(text, loss="distill", steps=4))
+    """It is asked without a word; alone, a model has no teacher, and the text's next tokens are learned."""
+    stages = make_stage(1, "compress", ROUNDED), make_stage(2, "prompt", said(text, steps=4))
+    steps = [part["step"] for part in _parts(plan(Run(STORIES, tmp_path / "chain", stages, RunOptions(threads=1))))]
+    assert steps[0] == "ask the teacher"
     execute(Run(STORIES, tmp_path / "chain", stages, RunOptions(threads=1)), Silent())
     prompt(rounded, tmp_path / "apart", text, loss="distill", steps=4, teacher=STORIES)
     assert torch.equal(attached(tmp_path / "chain"), attached(tmp_path / "apart"))
     assert [made["pass"] for made in stamp(tmp_path / "chain")["stages"]] == ["compress", "prompt"]
     assert stamp(tmp_path / "chain")["stages"][1]["options"]["teacher"] is None
+    prompt(rounded, tmp_path / "alone", text, steps=4)
+    prompt(rounded, tmp_path / "next", text, loss="next-token", steps=4)
+    assert torch.equal(attached(tmp_path / "alone"), attached(tmp_path / "next"))
+    prompt(rounded, tmp_path / "taught", text, steps=4, teacher=STORIES)
+    assert torch.equal(attached(tmp_path / "taught"), attached(tmp_path / "apart"))
 
 
 def test_on_either_side_of_other_passes(text: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def _refused(forks: Forks, code: int, told: str, src: Path, dst: Path, *asked: s
         ({"text": ["t"], "init": "vocab", "init-text": "x"}, "`--init-text` goes with `--init text`"),
         ({"text": ["t"], "init-text": ""}, "`--init-text` is empty"),
         ({"text": ["t"], "init": ""}, "`init` must be `vocab`, `text`, `random` or a prompt's file"),
-        ({"text": ["t"], "teacher": "m"}, "`--teacher` counts for nothing with `--loss next-token`"),
+        ({"text": ["t"], "teacher": "m", "loss": "next-token"}, "`--teacher` counts for nothing"),
         ({"text": ["t"], "teacher": "", "loss": "mix"}, "`teacher` must not be empty"),
         ({"text": ["t"], "steps": 0, "init-text": "x"}, "a text counts for nothing with `--steps 0`"),
         ({"validation-text": ["t"], "steps": 0, "init": "f"}, "a text counts for nothing with `--steps 0`"),

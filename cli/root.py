@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rewright.cli import chain, console, env, exits, measure, passes, show, transfer, usage
+from rewright.cli import chain, console, env, exits, export, measure, passes, show, transfer, usage
 
 
 def _version(wanted: bool) -> None:
@@ -33,7 +33,7 @@ def build() -> typer.Typer:
         Example: rewright compress model out --bits 4 --calibration-text text.txt
         """
 
-    for module in (chain, show, measure, transfer, passes, env):
+    for module in (chain, show, measure, transfer, export, passes, env):
         module.register(app)
     return app
 

@@ -75,6 +75,10 @@ class Inputs:
         checkpoint = getattr(value, "checkpoint", None)
         if checkpoint is not None:
             return self.digest_of_checkpoint(checkpoint)
+        files = getattr(value, "files", None)
+        if files is not None:
+            told = "".join(f"{key} {self.digest(path)}\n" for key, path in sorted(files.items()))
+            return hashlib.sha256(told.encode()).hexdigest()
         file = value if isinstance(value, Path) else getattr(value, "file", None)
         return None if file is None else self.digest(file)
 

@@ -14,7 +14,7 @@ from rewright.passes.inputs import Inputs
 from rewright.passes.recipe import Stage
 from rewright.passes.run_options import RunOptions
 from rewright.passes.spec import fields_of, to_plain
-from rewright.passes.values import ModelPath, PromptStart
+from rewright.passes.values import ModelPath, PredictorFolder, PromptStart
 
 
 def record(stages: Sequence[Stage], options: RunOptions, source: SourceDigest, inputs: Inputs) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _stage_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterat
 def _file_flags(name: str) -> set[str]:
     """The options of a pass that name files, or may: a record has their digests."""
     spec = registry.SPECS.get(name)
-    kinds = (Path, ModelPath, PromptStart)
+    kinds = (Path, ModelPath, PredictorFolder, PromptStart)
     return {item.flag for item in fields_of(spec.options) if item.type in kinds} if spec else set()
 
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
-from rewright.formats import peft
+from rewright.formats import peft, predictors
 
 # Bits of a code that the packed format and its readers know.
 CODE_BITS = (2, 3, 4, 8)
@@ -198,6 +198,27 @@ class ModelPath:
 
     def __str__(self) -> str:
         return str(self.checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorFolder:
+    """A folder of predictors of another system, a file a layer."""
+
+    folder: Path
+
+    @classmethod
+    def parse(cls, text: str) -> PredictorFolder:
+        if not text:
+            raise ValueError("must not be empty")
+        return cls(Path(text))
+
+    @property
+    def files(self) -> dict[int, Path]:
+        """The files by layer. Raises FormatError."""
+        return predictors.by_layer(self.folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
 
 
 @dataclass(frozen=True, slots=True)

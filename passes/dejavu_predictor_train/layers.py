@@ -60,6 +60,8 @@ def _train(job: Job, layer: Layer, sensitivity: Sensitivity) -> dict[str, Any]:
         made = neurons.train(job, layer, seen, matters)
         tensors |= _of_predictor(made.predictor) | _of_curves("mlp", made.curves)
         told["rank"] = made.predictor.rank
+        if made.predictor.relu:
+            told["relu"] = True
         tensors |= _sample(job, layer, seen, matters)
     if "heads" in job.targets:
         routed = heads.route(seen)
@@ -111,7 +113,7 @@ class Trained:
         if "mlp.A" not in self.tensors:
             return None
         a, b = (Stored(self.tensors[f"mlp.{leaf}"], self.tensors.get(f"mlp.{leaf}_scale")) for leaf in "AB")
-        return Predictor(a, b, self.tensors["mlp.a0"], self.tensors["mlp.c"])
+        return Predictor(a, b, self.tensors["mlp.a0"], self.tensors["mlp.c"], bool(self.told.get("relu")))
 
     def curves(self, name: str) -> Curves | None:
         if f"{name}.slopes" not in self.tensors:

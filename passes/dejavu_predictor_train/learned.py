@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch.nn import functional
 
@@ -35,11 +37,15 @@ def learn(job: Job, layer: int, start: Factors, held: Matrices, training: tuple[
     def loss_at(step: int) -> torch.Tensor:
         rows = shuffled(len(read), STEP_TOKENS, step, job.context.seed)
         on = (held.made(fed[rows], slice(None)) != 0).float()
-        scores = Factors(**state.parameters).scores(read[rows])
+        scores = _made(state.parameters).scores(read[rows])
         share = on.mean() + OFFSET
         return functional.binary_cross_entropy_with_logits(scores, on, on * (1 - share) + share)
 
     with job.context.reporter.progress(f"learn layer {layer}", steps) as bar:
         bar.advance(len(state.losses))
         state.run(state.by_autograd(loss_at), lambda loss: bar.advance(1, f"loss {loss:.4f}"))
-    return Factors(**state.done())
+    return _made(state.done())
+
+
+def _made(learned: Mapping[str, torch.Tensor]) -> Factors:
+    return Factors(learned["a"], learned["a0"], learned["b"], learned["c"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rewright.formats import predictors
 from rewright.passes.dejavu_predictor_train import learned
 from rewright.passes.dejavu_predictor_train.collect import Seen
 from rewright.passes.dejavu_predictor_train.curves import Curves, curves
@@ -29,10 +30,32 @@ class Trained:
 
 def train(job: Job, layer: Layer, seen: Seen, sensitivity: torch.Tensor) -> Trained:
     """Fit a layer's predictor and settle what its thresholds cost. `sensitivity` float32 [neurons]."""
-    assert seen.moments is not None
     assert seen.read is not None
     assert seen.fed is not None
     held = matrices(job, layer)
+    found = imported(job, layer.index) or _fitted(job, layer.index, seen, held, sensitivity)
+    spread = found.scores(seen.read[:4096]).std(0)
+    predictor = settle(found, spread, job.options.predictor_dtype)
+    parts = [_curves(seen, held, predictor.factors, sensitivity, rows) for rows in _blocks(len(held.first))]
+    return Trained(predictor, _joined(parts))
+
+
+def imported(job: Job, index: int) -> Factors | None:
+    """The predictor that the run was given for a layer."""
+    if job.options.predictors is None:
+        return None
+    path = job.options.predictors.files[index]
+    halves = predictors.read(path, job.context.inputs.read(path), job.shape.width, job.shape.neurons)
+    device = job.context.device
+    none = torch.zeros(job.shape.neurons) if halves.bias is None else halves.bias
+    a, b = halves.a.to(device), halves.b.to(device)
+    return Factors(a, torch.zeros(len(a), device=device), b, none.to(device), halves.relu)
+
+
+def _fitted(job: Job, index: int, seen: Seen, held: Matrices, sensitivity: torch.Tensor) -> Factors:
+    """The predictor that this run fits, and learns."""
+    assert seen.moments is not None
+    assert seen.fed is not None
     options, most = job.options, job.options.rank.count or min(RANKS[-1], job.shape.width)
     importance = None if options.method == "svd" else _importance(held, seen.fed, sensitivity)
     whole = fit(seen.moments, held.first, held.bias, importance, most)
@@ -41,11 +64,8 @@ def train(job: Job, layer: Layer, seen: Seen, sensitivity: torch.Tensor) -> Trai
     found = whole.cut(rank)
     if options.method == "bce":
         assert seen.training is not None
-        found = learned.learn(job, layer.index, found, held, seen.training)
-    spread = found.scores(seen.read[:4096]).std(0)
-    predictor = settle(found, spread, options.predictor_dtype)
-    parts = [_curves(seen, held, predictor.factors, sensitivity, rows) for rows in _blocks(len(held.first))]
-    return Trained(predictor, _joined(parts))
+        found = learned.learn(job, index, found, held, seen.training)
+    return found
 
 
 def _blocks(neurons: int) -> list[slice]:
@@ -93,8 +113,7 @@ def _cheapest(job: Job, seen: Seen, held: Matrices, whole: Factors, sensitivity:
     found: dict[int, float] = {}
     for rank in ranks:
         cut = whole.cut(rank)
-        small = Factors(cut.a, cut.a0, cut.b[some], cut.c[some])
-        density = density_at(_curves(seen, part, small, sensitivity[some], slice(None)), recall)
+        density = density_at(_curves(seen, part, cut.of(some), sensitivity[some], slice(None)), recall)
         found[rank] = predictor_bytes(job.options, job.shape, rank) + density * neurons * row_bytes
     return min(found, key=lambda rank: found[rank])
 

@@ -75,13 +75,15 @@ def make(
             }
             tensors |= _named(layer, site, held)
     base = fingerprint(job.source)
+    method = "imported" if job.options.predictors is not None else job.options.method
     config: dict[str, Any] = {
         "schema": SCHEMA,
         "base": base,
         "model_type": (job.source.config or {}).get("model_type"),
         "activation": job.shape.activation,
         "targets": list(job.targets),
-        "method": job.options.method,
+        "method": method,
+        "relu": [layer.index for layer in trained if layer.told.get("relu")],
         "input": job.options.input,
         "predictor_dtype": job.options.predictor_dtype,
         "buckets": list(job.options.batch_buckets.rows),
@@ -90,7 +92,7 @@ def make(
         "densities": densities,
         "ranks": [layer.told["rank"] for layer in trained] if "mlp" in job.targets else [],
     }
-    metadata = {"format": "pt", "schema": SCHEMA, "base": base, "method": job.options.method}
+    metadata = {"format": "pt", "schema": SCHEMA, "base": base, "method": method}
     data = _file(tensors, metadata)
     read = sum(tensor.nbytes for name, tensor in tensors.items() if is_read(name))
     return Made(data, config, tuple(rungs), read)

@@ -8,7 +8,7 @@ and an error of each neuron weighed by what it costs to miss it, of which `svd` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,20 +33,29 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """A predictor, float32: `a` [rank, width], `a0` [rank], `b` [neurons, rank], `c` [neurons]."""
+    """A predictor, float32: `a` [rank, width], `a0` [rank], `b` [neurons, rank], `c` [neurons].
+
+    `relu`: hidden numbers below zero count as zero, as in predictors that PowerInfer learned.
+    """
 
     a: torch.Tensor
     a0: torch.Tensor
     b: torch.Tensor
     c: torch.Tensor
+    relu: bool = False
 
     def cut(self, rank: int) -> Factors:
         """The first of its components: the best of that rank."""
-        return Factors(self.a[:rank], self.a0[:rank], self.b[:, :rank], self.c)
+        return replace(self, a=self.a[:rank], a0=self.a0[:rank], b=self.b[:, :rank])
+
+    def of(self, rows: torch.Tensor) -> Factors:
+        """The predictor of some neurons."""
+        return replace(self, b=self.b[rows], c=self.c[rows])
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         """A x + a0 for x [tokens, width]."""
-        return torch.addmm(self.a0, x, self.a.t())
+        made = torch.addmm(self.a0, x, self.a.t())
+        return made.clamp_(min=0) if self.relu else made
 
     def scores(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, neurons] for x [tokens, width]."""
@@ -125,11 +134,12 @@ class Predictor:
     b: Stored
     a0: torch.Tensor
     c: torch.Tensor
+    relu: bool = False
 
     @property
     def factors(self) -> Factors:
         """What it computes with."""
-        return Factors(self.a.value, self.a0, self.b.value, self.c)
+        return Factors(self.a.value, self.a0, self.b.value, self.c, self.relu)
 
     @property
     def rank(self) -> int:
@@ -144,4 +154,6 @@ def settle(found: Factors, spread: torch.Tensor, dtype: str) -> Predictor:
     size = found.b.norm(dim=0).clamp(min=1e-30).sqrt()
     tame = spread.clamp(min=1e-12)
     b = found.b / size / tame[:, None]
-    return Predictor(store(found.a * size[:, None], dtype), store(b, dtype), found.a0 * size, found.c / tame)
+    return Predictor(
+        store(found.a * size[:, None], dtype), store(b, dtype), found.a0 * size, found.c / tame, found.relu
+    )

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 from rewright.formats.dtypes import BITS
 from rewright.formats.text_config import positions_of
 from rewright.passes.dejavu_predictor_train.values import Buckets, Rank, Targets
-from rewright.passes.errors import UsageError
-from rewright.passes.models.sites import Shape, settle, shape_of
+from rewright.passes.errors import InputError, UsageError
+from rewright.passes.models.sites import Shape, Target, settle, shape_of
 from rewright.passes.spec import Estimate, Layout, Opt, Spec
+from rewright.passes.values import PredictorFolder
 
 # Energy, or divergence, that a run keeps where neither budget, divergence nor recall is asked for.
 RECALL = 0.99
@@ -62,6 +63,10 @@ class DejavuOptions:
     predictor_dtype: Annotated[Literal["int8", "bf16"], Opt("of the predictors; int8 has a scale for each row")] = (
         "int8"
     )
+    predictors: Annotated[
+        PredictorFolder | None,
+        Opt("settle thresholds for predictors of Deja Vu, PowerInfer or SVDP, a file a layer", metavar="FOLDER"),
+    ] = None
     targets: Annotated[
         Targets,
         Opt(
@@ -77,6 +82,9 @@ class DejavuOptions:
         if len(asked) > 1:
             flags = " and ".join(f"`--{name.replace('_', '-')}`" for name in asked)
             raise UsageError(f"{flags} ask for one thing in two ways", hint="give one of them")
+        if self.predictors is not None and (self.rank.count is not None or self.method == "bce"):
+            word = "--method bce" if self.method == "bce" else "--rank"
+            raise UsageError(f"`{word}` is of predictors that are fitted, and `--predictors` are taken as they are")
         if self.max_kl is not None and self.cost == "energy":
             raise UsageError("`--max-kl` counts in nats, `--cost energy` does not", hint="leave out `--cost`")
 
@@ -101,12 +109,26 @@ def check(options: DejavuOptions, layout: Layout) -> Shape:
     if "mlp" not in targets and (options.rank.count is not None or options.method == "bce"):
         word = "--rank" if options.rank.count is not None else "--method bce"
         raise UsageError(f"`{word}` is of predictors of neurons, which `--targets {','.join(targets)}` leaves out")
+    if options.predictors is not None:
+        _check_predictors(options.predictors, targets, shape)
     if options.rank.count is not None and options.rank.count > shape.width:
         raise UsageError(
             f"`--rank {options.rank.count}` is more than the model is wide",
             hint=f"use `--rank {max(1, shape.width // 16)}`",
         )
     return shape
+
+
+def _check_predictors(given: PredictorFolder, targets: tuple[Target, ...], shape: Shape) -> None:
+    """Refuse predictors that nothing asks, and a folder that lacks a layer or has one too many."""
+    if "mlp" not in targets:
+        raise UsageError(f"`--predictors` are of neurons, which `--targets {','.join(targets)}` leaves out")
+    found = given.files
+    missing, idle = set(range(shape.layers)) - set(found), set(found) - set(range(shape.layers))
+    if missing:
+        raise InputError(f"`{given}` has no predictor of layer {min(missing)}")
+    if idle:
+        raise InputError(f"`{given}` has a predictor of layer {min(idle)}, and the model has {shape.layers} layers")
 
 
 def rank_foretold(options: DejavuOptions, shape: Shape) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -128,19 +128,20 @@ class Predictor:
     shift: list[float]
     buckets: list[int]
     density: float
+    relu: bool = False
 
     def widen(self) -> Predictor:
         """The same with A and B in float32: a CPU's products are of that, and would make it at every step."""
         a, b = self.a.float(), self.b.float()
         a = a if self.a_scale is None else a * self.a_scale[:, None]
         b = b if self.b_scale is None else b * self.b_scale[:, None]
-        return Predictor(a, None, self.a0, b, None, self.c, self.shift, self.buckets, self.density)
+        return replace(self, a=a, a_scale=None, b=b, b_scale=None)
 
     def scores(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, neurons], float32."""
         wide = self.widen()
-        a, b = wide.a, wide.b
-        return torch.addmm(self.c, torch.addmm(self.a0, x.float(), a.t()), b.t())
+        hidden = torch.addmm(self.a0, x.float(), wide.a.t())
+        return torch.addmm(self.c, hidden.clamp_(min=0) if self.relu else hidden, wide.b.t())
 
     def shift_of(self, rows: int) -> float:
         """What is added to every score for so many rows: that of the next bucket."""
@@ -197,6 +198,8 @@ class SparseMLP(nn.Module):
     def _decoded(self, flat: torch.Tensor) -> torch.Tensor:
         held = self.held
         hidden = predictor_in(self._read(flat), held.a, held.a0, a_scale=held.a_scale)
+        if held.relu:
+            hidden.clamp_(min=0)
         shift, count = held.shift_of(len(flat)), None
         if flat.device.type == "cpu":
             index = active_neurons(hidden, held.b, held.c, shift, b_scale=held.b_scale)
@@ -405,6 +408,7 @@ def _put_mlp(flow: Flow, index: int, layer: nn.Module, reader: _Reader, device: 
         reader.read(index, "mlp.bucket_shift", (len(buckets),)).tolist(),
         buckets,
         float(config["densities"][index]),
+        index in config.get("relu", ()),
     )
     made = SparseMLP(
         flow,

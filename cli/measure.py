@@ -254,11 +254,10 @@ def bench(
     """Time a model: prefill and decoding in tokens a second, bytes read a token, and the memory it takes.
 
     A quantised model runs on its codes, on a CPU in bfloat16 unless
-    --dtype says otherwise. With --calibrate the machine is timed instead,
-    in less than a minute.
+    --dtype says otherwise. With `--calibrate box.toml` the machine is
+    timed instead, in less than a minute.
 
     Example: rewright bench out --prompt-tokens 256 --new-tokens 64 --json
-    Example: rewright bench --calibrate box.toml
     """
     from rewright.passes.generate import bench as timed
 

@@ -163,7 +163,7 @@ def test_every_command_has_an_example(call: Any, pipeline: Any, monkeypatch: pyt
 
     monkeypatch.setenv("COLUMNS", "200")
     names = [command.name for command in build().registered_commands]
-    assert len(names) == len(set(names)) == 11 + len(registry.SPECS)
+    assert len(names) == len(set(names)) == 12 + len(registry.SPECS)
     for name in names:
         ended = call(str(name), "--help")
         assert ended.code == 0

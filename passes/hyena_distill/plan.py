@@ -22,6 +22,7 @@ Kind = Literal["bank", "implicit", "modal", "real-modal"]
 IMPLICIT = frozenset({"hyenadna", "hyena", "multihyena"})
 STRIPED = frozenset({"stripedhyena", "stripedhyena2"})
 _LAST = re.compile(r"(?P<mixer>.+\.mixer(\.layer)?)\.filter_fn\.implicit_filter\.(?P<number>\d+)\.weight")
+_EMBEDDING = re.compile(r"(^|\.)word_embeddings\.weight$")
 _MODAL = re.compile(r"(?P<mixer>.+)\.(?P<poles>poles|log_poles)")
 # Filters that are fitted together: as many as keep their samples within this, and at most so many.
 SAMPLES, MOST = 1 << 21, 64
@@ -105,6 +106,7 @@ def _implicit(layout: Layout) -> list[Group]:
         )
     if not last:
         raise InputError("no filter is there: no tensor is called `...mixer.filter_fn.implicit_filter.N.weight`")
+    _agree(layout, {mixer: rows for mixer, (_, rows) in last.items()})
     length = _length(layout)
     return [
         Group(
@@ -119,14 +121,33 @@ def _implicit(layout: Layout) -> list[Group]:
     ]
 
 
+def _agree(layout: Layout, filters: Mapping[str, int]) -> None:
+    """Raise InputError for a config that says otherwise than the tensors how many layers, channels or filters there
+    are."""
+    config = layout.config
+    widths = [shape[1] for name, (_, shape) in layout.tensors.items() if _EMBEDDING.search(name) and len(shape) == 2]
+    told = [("n_layer", len(filters), "layers with filters")] + [("d_model", width, "channels") for width in widths]
+    if layout.model_type == "multihyena":
+        told += [("num_heads", rows, f"filters of `{mixer}`") for mixer, rows in filters.items()]
+    elif isinstance(config.get("d_model"), int):
+        every = config["d_model"] * max(1, int(config.get("hyena_order", 2)) - 1)
+        wrong = next(((mixer, rows) for mixer, rows in filters.items() if rows != every), None)
+        if wrong is not None:
+            raise InputError(f"`config.json` makes {every} filters for each layer, and `{wrong[0]}` has {wrong[1]}")
+    for key, found, what in told:
+        said = config.get(key)
+        if isinstance(said, int) and said != found:
+            raise InputError(f"`config.json` says `{key}` {said}, and the tensors have {found} {what}")
+
+
 def _length(layout: Layout) -> int:
     keys = ("max_seq_len", "max_seqlen", "l_max")
-    said = next((layout.config[key] for key in keys if key in layout.config), None)
+    key = next((key for key in keys if key in layout.config), "max_seqlen" if layout.model_type in STRIPED else keys[0])
+    said = layout.config.get(key)
     if not isinstance(said, int) or isinstance(said, bool) or said < 2:
-        raise InputError(
-            "`config.json` does not say how long the filters are",
-            hint="it is `max_seq_len`, as a number; or say `--horizon N`",
-        )
+        # a horizon alone tells how far to look at a recurrence, and not how long a model's filters are
+        hint = f"it is `{key}`, as a number" + ("; or say `--horizon N`" if layout.model_type in STRIPED else "")
+        raise InputError("`config.json` does not say how long the filters are", hint=hint)
     return said
 
 

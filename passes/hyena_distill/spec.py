@@ -115,6 +115,12 @@ def _estimate(options: HyenaDistillOptions, layout: Layout) -> Estimate:
             tensors[f"{group.out}.h0"] = (group.dtype, (group.filters,))
             if options.fir_head:
                 tensors[f"{group.out}.fir"] = (group.dtype, (group.filters, options.fir_head))
+        if group.kind in ("modal", "real-modal"):
+            most = order // 2 if group.kind == "modal" else order
+            for name in group.tensors:
+                dtype, shape = tensors[name]
+                if len(shape) > 1:
+                    tensors[name] = dtype, (shape[0], min(shape[1], most), *shape[2:])
         flops += group.filters * flops_of(options, options.horizon or group.length, order)
     written = sum(nbytes(*entry) for entry in tensors.values())
     block = max(len(group.blocks[0]) * (options.horizon or group.length) for group in groups)

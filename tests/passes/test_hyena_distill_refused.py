@@ -135,6 +135,11 @@ def _poison(tensors: Tensors, config: dict[str, Any]) -> None:
         (_lose(f"{MIXER}.filter_fn.implicit_filter.2.bias"), r"`.*implicit_filter\.2\.bias` is missing"),
         (_lose(f"{MIXER}.filter_fn.implicit_filter.1.freq"), r"`.*freq` is missing"),
         (_say(max_seq_len=None), "does not say how long the filters are"),
+        (_say(n_layer=3), "says `n_layer` 3, and the tensors have 2 layers with filters"),
+        (_say(n_layer=1), "says `n_layer` 1, and the tensors have 2 layers with filters"),
+        (_say(d_model=16), "makes 16 filters for each layer, and `hyena.backbone.layers.0.mixer` has 12"),
+        (_say(d_model=6, hyena_order=3), "says `d_model` 6, and the tensors have 12 channels"),
+        (_say(model_type="multihyena", num_heads=4), "says `num_heads` 4, and the tensors have 12 filters"),
         (_say(max_seq_len=40), r"pos_emb\.[tz]` has shape"),
         (_poison, "filter 2 of `hyena.backbone.layers.1.mixer` is not finite"),
     ],
@@ -175,3 +180,22 @@ def test_a_chain_that_cannot_be_is_refused_before_the_work(forks: Forks, tmp_pat
     assert "stage 2 (convert): StripedHyena's layout has no `fir`" in ended.err
     whole = [word for word in chain if word not in ("--fir-head", "2")]
     assert forks.run(*whole, "+", "convert", "--to", "stripedhyena-modal").code == 0
+
+
+def test_a_pole_too_near_0_for_stripedhyena(tmp_path: Path) -> None:
+    """Its layout has residues divided by poles: one that the fit puts at 0 would be lost."""
+    size, turn = torch.tensor([0.9, 0.95, 0.8, 1e-3]), torch.tensor([0.3, 1.1, 2.0, 0.0])
+    poles = torch.stack([size * turn.cos(), size * turn.sin()], dim=-1)[None, :, None].contiguous()
+    residues = torch.tensor([0.5, 0.5, 0.5, 1e3])[None, :, None, None] * torch.tensor([1.0, 0.0])
+    (tmp_path / "src").mkdir()
+    held = {"poles": poles, "residues": residues, "D": torch.zeros(1)}
+    save_file({f"blocks.0.filter.{leaf}": tensor for leaf, tensor in held.items()}, tmp_path / "src/model.safetensors")
+    said = {"model_type": "stripedhyena", "state_size": 8, "max_seqlen": 64}
+    (tmp_path / "src" / "config.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match=r"filter 0 of `blocks\.0\.filter` needs a pole so near 0"):
+        distill(tmp_path / "src", tmp_path / "out", order=8)
+    assert not (tmp_path / "out").exists()
+    # what a dry run says is written is written
+    foretold = dry(tmp_path / "src", order=6)["output_bytes"]
+    made, _ = distill(tmp_path / "src", tmp_path / "six", order=6)
+    assert foretold == made["metrics"]["bytes_after"] < made["metrics"]["bytes_before"]

@@ -13,10 +13,11 @@ import torch
 
 from rewright.passes.dejavu_predictor_train.collect import LOWEST, PER_OCTAVE, STEPS, Histogram
 from rewright.passes.dejavu_predictor_train.curves import Curves
+from rewright.passes.dejavu_predictor_train.spec import HALVINGS
 from rewright.passes.models.sites import Site
 
 # Octaves of a price below and above which nothing changes, and halvings of them.
-BOTTOM, TOP, HALVINGS = LOWEST, LOWEST + STEPS / PER_OCTAVE, 60
+BOTTOM, TOP = LOWEST, LOWEST + STEPS / PER_OCTAVE
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from rewright.passes.dejavu_predictor_train.curves import Curves, curves
 from rewright.passes.dejavu_predictor_train.job import Job
 from rewright.passes.dejavu_predictor_train.mlp import Matrices, matrices
 from rewright.passes.dejavu_predictor_train.predictor import Factors, Predictor, fit, settle
-from rewright.passes.dejavu_predictor_train.spec import RANKS, RECALL, predictor_bytes
+from rewright.passes.dejavu_predictor_train.spec import COMPARED, RANKS, RECALL, predictor_bytes
 from rewright.passes.layer import Layer
 
-# Neurons that are gone through together, and of how many in all ranks are compared.
-BLOCK, COMPARED = 1024, 1024
+# Neurons that are gone through together.
+BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)

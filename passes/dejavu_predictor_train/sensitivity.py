@@ -15,13 +15,11 @@ import torch
 from torch import nn
 
 from rewright.passes.context import Reporter
+from rewright.passes.dejavu_predictor_train.spec import rows_back
 from rewright.passes.models.sites import SITES, Shape, Site
 from rewright.passes.weights import Weights
 
 Sensitivity = dict[tuple[int, Site], torch.Tensor]
-
-# Tokens of one step back.
-STEP_TOKENS = 1024
 
 
 def by_energy(shape: Shape, weights: Weights, layers: str) -> Sensitivity:
@@ -53,7 +51,7 @@ def by_gradients(
         for site in SITES
     }
     draws = torch.Generator().manual_seed(seed)
-    size = max(1, STEP_TOKENS // tokens.shape[1])
+    size = rows_back(tokens.shape[1], model.get_input_embeddings().weight.shape[0])
     with reporter.progress("gradients", len(tokens)) as bar:
         for first in range(0, len(tokens), size):
             rows = slice(first, first + size)

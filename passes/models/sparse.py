@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from rewright.formats.dejavu import Attached
 from rewright.kernels.predictor_in import predictor_in
 from rewright.kernels.predictor_out import active_neurons, predictor_out
 from rewright.kernels.reduce_add import reduce_add
 from rewright.kernels.sparse_mlp import break_even, sparse_mlp, worth_asking
+from rewright.kernels.thresholded_linear import thresholded_linear
 from rewright.passes.errors import InputError
 from rewright.passes.models.activations import activate
 from rewright.passes.models.families import family_of
@@ -31,9 +31,6 @@ ROWS = 16
 # Weights of an MLP's last matrix below which a CPU is done with all of them before a predictor is asked. Measured by
 # `python -m tests.bench.sparse_widths`, see docs/results/sparse-widths.md.
 SMALLEST = 1 << 21
-
-# The share of columns up to which a CPU sums them one by one sooner than it multiplies by all.
-BAGGED = 0.5
 
 # What chooses in place of the predictors: given a site's numbers [tokens, units], which of them are read.
 Chooser = Callable[["Choice"], torch.Tensor]
@@ -257,18 +254,9 @@ class SparseInputs(nn.Module):
         return flat @ self.columns if self.bias is None else torch.addmm(self.bias, flat, self.columns)
 
     def _decoded(self, flat: torch.Tensor) -> torch.Tensor:
-        """Of one row on a CPU the columns are read where they lie; else what is left out is zero."""
-        kept = flat.abs() > self.threshold
-        if flat.device.type != "cpu" or len(flat) > 1:
-            return self._product(flat * kept.any(0))
-        columns = kept[0].nonzero()[:, 0]
-        if len(columns) > BAGGED * len(self.columns):
-            return self._product(flat * kept)
-        start = torch.zeros(1, dtype=torch.int64)
-        made = functional.embedding_bag(
-            columns, self.columns, start, mode="sum", per_sample_weights=flat[0, columns].to(self.columns.dtype)
-        )
-        return made if self.bias is None else made + self.bias
+        """What is past its threshold in any of the rows counts for all of them."""
+        partial = thresholded_linear(flat, self.columns, self.threshold)
+        return reduce_add(partial, self.bias, None, flat.dtype)
 
 
 @dataclass(slots=True)

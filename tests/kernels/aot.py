@@ -338,9 +338,9 @@ def main() -> int:
     if given.json:
         print(json.dumps([asdict(row) for row in rows]))
     else:
-        print(f"{'op':16}{'variant':24}{'target':8}{'registers':>10}{'shared':>8}{'spills':>8}")
+        print(f"{'op':20}{'variant':24}{'target':8}{'registers':>10}{'shared':>8}{'spills':>8}")
         for row in rows:
-            line = f"{row.op:16}{row.label:24}{row.target:8}{row.registers:10}{row.shared:8}{row.spills:8}"
+            line = f"{row.op:20}{row.label:24}{row.target:8}{row.registers:10}{row.shared:8}{row.spills:8}"
             print(line)
     return 1 if any(row.spills for row in rows) else 0
 

@@ -13,6 +13,7 @@ from rewright.kernels.predictor_in import predictor_in
 from rewright.kernels.predictor_out import predictor_out
 from rewright.kernels.reduce_add import reduce_add
 from rewright.kernels.sparse_mlp import sparse_mlp
+from rewright.kernels.thresholded_linear import thresholded_linear
 from tests.kernels.bounds import SLACK, Bounds, Verdict, on
 from tests.kernels.case import DTYPES, Case, laid_out, normal
 
@@ -172,9 +173,39 @@ def _reduce_cases() -> Iterator[Case]:
         yield _reduce((67, 3, 41), dtype, layout="slice")
 
 
+def _thresholded(size: tuple[int, int, int], dtype: torch.dtype, *, density: float = 0.3, layout: str = "rows") -> Case:
+    def build(generator: torch.Generator) -> Given:
+        batch, width, outputs = size
+        x = normal(generator, batch, width).to(dtype)
+        threshold = torch.full((width,), -1.0 if density == 1 else torch.inf if density == 0 else 1.0)
+        if 0 < density < 1:
+            # some rows have columns of their own, and some columns no row
+            drawn = torch.rand(batch, width, generator=generator, dtype=torch.float64) < density
+            x = torch.where(drawn, x.sign() * (1.25 + x.abs()), x / 64)
+        weight = laid_out(normal(generator, width, outputs).to(dtype), layout)
+        return {"x": laid_out(x, layout), "weight_t": weight, "threshold": threshold}
+
+    return Case("thresholded_linear", f"{'x'.join(map(str, size))}-{layout}-{density:g}", dtype, build)
+
+
+def _thresholded_cases() -> Iterator[Case]:
+    for dtype in DTYPES:
+        if dtype == torch.float64:
+            for size in ((0, 3, 5), (2, 0, 7), (2, 3, 0), (1, 1, 1)):
+                yield _thresholded(size, dtype, density=1.0)
+        # More outputs than a program takes.
+        yield _thresholded((1, 131, 523), dtype, density=0.1)
+        yield _thresholded((3, 37, 61), dtype, layout="slice")
+        if dtype == torch.float32:
+            yield _thresholded((1, 37, 61), dtype, density=0.0)
+            yield _thresholded((1, 37, 61), dtype, density=0.8)
+            yield _thresholded((16, 23, 131), dtype, density=0.05)
+            yield _thresholded((5, 23, 131), dtype, density=1.0)
+
+
 def neuron_cases() -> list[Case]:
     """Every case of these ops, in a fixed order."""
-    return [*_in_cases(), *_out_cases(), *_mlp_cases(), *_reduce_cases()]
+    return [*_in_cases(), *_out_cases(), *_mlp_cases(), *_reduce_cases(), *_thresholded_cases()]
 
 
 def _lists(given: Given) -> Results:
@@ -184,10 +215,14 @@ def _lists(given: Given) -> Results:
     return torch.where(meant, index, -1), count
 
 
-def _total(given: Given) -> Results:
+def _total(op: Callable[..., torch.Tensor]) -> Callable[[Given], Results]:
     """The sum over the partials, of which an implementation may have any number."""
-    partial = sparse_mlp(**given)
-    return (partial.double().sum(dim=0).to(partial.dtype),)
+
+    def total(given: Given) -> Results:
+        partial = op(**given)
+        return (partial.double().sum(dim=0).to(partial.dtype),)
+
+    return total
 
 
 def _reduced(given: Given) -> Results:
@@ -199,8 +234,9 @@ def _reduced(given: Given) -> Results:
 OPS: dict[str, Callable[[Given], Results]] = {
     "predictor_in": lambda given: (predictor_in(**given),),
     "predictor_out": _lists,
-    "sparse_mlp": _total,
+    "sparse_mlp": _total(sparse_mlp),
     "reduce_add": _reduced,
+    "thresholded_linear": _total(thresholded_linear),
 }
 
 

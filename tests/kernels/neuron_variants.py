@@ -76,9 +76,25 @@ def reduce_variants() -> Iterator[Variant]:
     yield Variant("reduce_add", "bf16", op.reduce_add_kernel, types, constants, options)
 
 
+def thresholded_variants() -> Iterator[Variant]:
+    import triton.language as tl
+
+    from rewright.kernels.thresholded_linear import triton as op
+
+    for tokens, tile in op.CONFIGS.items():
+        for dtype in ("bf16", "fp32") if tokens in (1, 16) else ("bf16",):
+            types = {"x_ptr": f"*{dtype}", "w_ptr": f"*{dtype}", "threshold_ptr": "*fp32", "out_ptr": "*fp32"}
+            constants = {"ACC": tl.float32, "BLOCK_M": tokens, "BLOCK_K": tile.columns, "BLOCK_N": tile.outputs}
+            constants |= {"x_column": 1, "threshold_stride": 1}
+            options, aligned = OPTIONS | {"num_warps": op.WARPS}, ("x_ptr", "w_ptr", "out_ptr", "outputs", "w_row")
+            kernel = op.thresholded_linear_kernel
+            yield Variant("thresholded_linear", f"{tokens} {dtype}", kernel, types, constants, options, aligned)
+
+
 NEURONS: dict[str, Callable[[], Iterator[Variant]]] = {
     "predictor_in": in_variants,
     "predictor_out": out_variants,
     "sparse_mlp": mlp_variants,
     "reduce_add": reduce_variants,
+    "thresholded_linear": thresholded_variants,
 }

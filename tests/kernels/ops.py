@@ -17,6 +17,7 @@ SHARED = (
     "rational",
     "reduce_add",
     "sparse_mlp",
+    "thresholded_linear",
     "vandermonde",
     "vandermonde_adjoint",
     "vp_gram",

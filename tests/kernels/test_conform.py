@@ -154,6 +154,7 @@ def test_the_judges_of_predicted_neurons_see_one_too_many_one_too_few_and_a_lost
         "predictor_in-float32-13x523x5-slice",
         "sparse_mlp-float32-3x37x261-slice-0.3-relu-bias-gate-gatebias-offset",
         "reduce_add-float32-67x3x41-slice-bias-residual",
+        "thresholded_linear-float32-3x37x61-slice-0.3",
     ):
         case = _case(name)
         (right,) = call(case.op, case.make(), "reference")

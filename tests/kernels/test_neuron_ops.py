@@ -13,6 +13,7 @@ from rewright.kernels.predictor_in import predictor_in
 from rewright.kernels.predictor_out import active_neurons, predictor_out
 from rewright.kernels.reduce_add import reduce_add
 from rewright.kernels.sparse_mlp import break_even, empty_partial, sparse_mlp, worth_asking
+from rewright.kernels.thresholded_linear import thresholded_linear
 from tests.bench import predictor_out as out_bench
 from tests.bench import reduce_add as reduce_bench
 from tests.bench import sparse_decode
@@ -236,6 +237,10 @@ REFUSED: list[tuple[str, Callable[..., object], dict[str, Any]]] = [
     ("activation must be one of relu, relu2, not silu", sparse_mlp, {"activation": "silu"}),
     ("out must be torch.float32", sparse_mlp, {"out": torch.zeros(1, 1, 5)}),
     ("it must be what `empty_partial` made", sparse_mlp, {"out": torch.zeros(1, 1, 4)}),
+    ("weight_t must be floating point", thresholded_linear, {"weight_t": torch.zeros(5, 4)}),
+    ("threshold must be floating point", thresholded_linear, {"threshold": torch.zeros(5)}),
+    ("x must have at most 16 rows", thresholded_linear, {"x": torch.zeros(17, 4)}),
+    ("out must be contiguous torch.float32", thresholded_linear, {"out": torch.zeros(1, 5)}),
     ("partial must be", reduce_add, {"partial": torch.zeros(2, 3)}),
     ("of strides", reduce_add, {"partial": torch.zeros(2, 1, 8)[..., ::2]}),
     ("residual must be", reduce_add, {"residual": torch.zeros(4)}),
@@ -257,6 +262,7 @@ def test_wrong_operands_are_refused(text: str, op: Callable[..., object], wrong:
             "count": torch.zeros(1, dtype=torch.int32),
             "activation": "relu",
         },
+        thresholded_linear: {"x": torch.zeros(1, 4), "weight_t": torch.zeros(4, 5), "threshold": torch.zeros(4)},
         reduce_add: {"partial": torch.zeros(2, 1, 4), "bias": None, "residual": None, "dtype": torch.float32},
     }
     op(**given[op])

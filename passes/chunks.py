@@ -13,6 +13,9 @@ CHUNKS = 16
 # Elements that go through an exchange at a time, so that its buffers stay small beside what is added up.
 PIECE = 1 << 23
 
+# Numbers of logits that are there at a time.
+LOGITS = 1 << 24
+
 # (first term, number of terms)
 Span = tuple[int, int]
 
@@ -22,6 +25,11 @@ def batches(rows: int, length: int, cuts: Iterable[int]) -> list[slice]:
     size = max(1, BATCH_TOKENS // max(1, length))
     ends = sorted({0, rows, *(cut for cut in cuts if cut < rows)})
     return [slice(i, min(i + size, stop)) for start, stop in pairwise(ends) for i in range(start, stop, size)]
+
+
+def rows_scored(length: int, vocabulary: int) -> int:
+    """Rows of so many tokens that go through a whole model together: a batch's, fewer where their logits are large."""
+    return max(1, min(BATCH_TOKENS, LOGITS // max(1, vocabulary)) // max(1, length))
 
 
 def chunks(every: Sequence[slice]) -> list[list[slice]]:

@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 
+from rewright.passes.chunks import rows_scored
 from rewright.passes.context import Reporter
 from rewright.passes.models.sparse import Choice, Flow
-
-# Tokens that are scored together.
-STEP_TOKENS = 1024
 
 
 @dataclass(slots=True)
@@ -120,7 +118,7 @@ def compare(
     """
     found = Comparison(Meter(weights or {}))
     flow.note = found.meter.note
-    size = max(1, STEP_TOKENS // tokens.shape[1])
+    size = rows_scored(tokens.shape[1], model.get_input_embeddings().weight.shape[0])
     try:
         with torch.no_grad(), reporter.progress("held-out text", len(tokens)) as bar:
             for first in range(0, len(tokens), size):

@@ -18,12 +18,10 @@ from rewright.passes.dejavu_predictor_train.job import Job
 from rewright.passes.dejavu_predictor_train.mlp import matrices
 from rewright.passes.dejavu_predictor_train.predictor import Predictor, Stored
 from rewright.passes.dejavu_predictor_train.sensitivity import Sensitivity
+from rewright.passes.dejavu_predictor_train.spec import SAMPLED
 from rewright.passes.layer import Layer
 from rewright.passes.loading import Assembly
 from rewright.passes.walk import Walk
-
-# Settling tokens of each layer that are kept to the end, to see what several rows read together.
-SAMPLED = 512
 
 
 def walk(job: Job, assembly: Assembly, sensitivity: Sensitivity) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rewright.passes.chunks import rows_scored
 from rewright.passes.context import Reporter
-from rewright.passes.dejavu_predictor_train.spec import rows_back
 from rewright.passes.models.sites import SITES, Shape, Site
 from rewright.passes.weights import Weights
 
@@ -51,7 +51,7 @@ def by_gradients(
         for site in SITES
     }
     draws = torch.Generator().manual_seed(seed)
-    size = rows_back(tokens.shape[1], model.get_input_embeddings().weight.shape[0])
+    size = rows_scored(tokens.shape[1], model.get_input_embeddings().weight.shape[0])
     with reporter.progress("gradients", len(tokens)) as bar:
         for first in range(0, len(tokens), size):
             rows = slice(first, first + size)

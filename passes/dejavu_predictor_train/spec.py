@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from rewright.formats.dtypes import BITS, nbytes
 from rewright.formats.text_config import positions_of
+from rewright.passes.chunks import rows_scored
 from rewright.passes.dejavu_predictor_train.values import Buckets, Rank, Targets
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.models.sites import Shape, Target, settle, shape_of
@@ -21,12 +22,12 @@ RECALL = 0.99
 SETTLING, HELD_OUT = 16384, 0.125
 # Tokens whose gradients tell how much an error at a site matters.
 SENSED = 8192
-# Of these a step back takes so many, as long as logits of all of them stay within so many numbers.
-STEP_TOKENS, STEP_LOGITS = 1024, 1 << 24
 # Ranks that `auto` tries.
 RANKS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 # Steps that a neuron's threshold can take, and budgets that the attachment has thresholds for.
 QUANTILES, LEVELS = 256, 8
+# Settling tokens of each layer that are kept to the end, to see what several rows read together.
+SAMPLED = 512
 # Neurons on which ranks are compared, and how often a price is halved.
 COMPARED, HALVINGS = 1024, 60
 # What sorting a score and following its curve takes, and a step of a curve at a price, in the time of so many
@@ -138,11 +139,6 @@ def _check_predictors(given: PredictorFolder, targets: tuple[Target, ...], shape
         raise InputError(f"`{given}` has a predictor of layer {min(idle)}, and the model has {shape.layers} layers")
 
 
-def rows_back(length: int, vocabulary: int) -> int:
-    """Sequences of so many tokens that one step back takes."""
-    return max(1, min(STEP_TOKENS, STEP_LOGITS // max(1, vocabulary)) // length)
-
-
 def rank_foretold(options: DejavuOptions, shape: Shape) -> int:
     """The rank asked for, or about what `auto` takes."""
     return options.rank.count or max(RANKS[0], shape.width // 8)
@@ -175,14 +171,12 @@ def _estimate(options: DejavuOptions, layout: Layout) -> Estimate:
     stored = sum(nbytes(*entry) for entry in layout.tensors.values())
     # weights in float32, and the file's pages that they were read from
     resident = 4 * (weights + width * vocabulary) + stored
+    scored = rows_scored(options.sequence_length, vocabulary) * options.sequence_length
     if sensed:
-        length = options.sequence_length
-        back = rows_back(length, vocabulary) * length
         # a layer keeps what each of its operations was fed
-        kept = shape.layers * (12 * width + 3 * neurons + shape.heads * length)
-        step(
-            "gradients", 3 * 2 * sensed * (weights + width * vocabulary), resident + 4 * back * (5 * vocabulary + kept)
-        )
+        kept = shape.layers * (12 * width + 3 * neurons + shape.heads * options.sequence_length)
+        peak = resident + 4 * scored * (5 * vocabulary + kept)
+        step("gradients", 3 * 2 * sensed * (weights + width * vocabulary), peak)
     # through the layers once, up to a layer's last matrix twice more for what is counted of it
     step("walk", 2 * (2 * (fit + settling) + held) * weights, 4 * (tokens * width + 2 * weights // shape.layers))
     rank = rank_foretold(options, shape)
@@ -190,13 +184,13 @@ def _estimate(options: DejavuOptions, layout: Layout) -> Estimate:
     if "mlp" in targets:
         moments = 2 * fit * (width + 1) ** 2
         solve = 30 * width**3 + 4 * neurons * width**2
-        scored = settling * neurons * (2 * rank + 2 * width + SORTED)
+        ordered = settling * neurons * (2 * rank + 2 * width + SORTED)
         tried = sum(rank <= max(RANKS[0], width // 2) for rank in RANKS) if options.rank.count is None else 0
         tried = 0 if options.predictors is not None else tried
         learned = 6 * fit * rank * (width + neurons) * 2 if options.method == "bce" else 0
         step(
             "predictors",
-            math.ceil(shape.layers * (moments + solve + (1 + tried * min(1, COMPARED / neurons)) * scored + learned)),
+            math.ceil(shape.layers * (moments + solve + (1 + tried * min(1, COMPARED / neurons)) * ordered + learned)),
             8 * settling * min(neurons, 1024) * 6 + 4 * settling * width + 8 * 3 * width**2,
         )
         numbers = rank * (width + neurons)
@@ -210,7 +204,9 @@ def _estimate(options: DejavuOptions, layout: Layout) -> Estimate:
     if "mlp" in targets:
         step("prices", priced, 8 * shape.layers * neurons * QUANTILES * 4)
     looked = 2 * held * (weights + width * vocabulary) * (2 if options.max_kl is None else 6)
-    step("held-out text", looked, resident + 8 * options.sequence_length * 4 * vocabulary)
+    # with every curve, and what is kept to see what rows read together
+    settled = shape.layers * neurons * 4 * (2 * QUANTILES + SAMPLED) if "mlp" in targets else 0
+    step("held-out text", looked, resident + settled + 4 * scored * 6 * vocabulary)
     flops = sum(one["flops"] for one in steps)
     return Estimate(
         layout=replace(layout),

@@ -68,7 +68,8 @@ class Recipe:
 
     def fits(self, bits: int, zeros: str) -> bool:
         """Whether this recipe can make a setting, and is not another recipe there."""
-        if self.unstructured and (":" in zeros or not zeros):
+        # a budget deals out zeros, or else bits
+        if self.unstructured and (":" in zeros or (not zeros and bits > 4)):
             return False
         if self.unpruned and zeros:
             return False

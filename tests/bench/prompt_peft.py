@@ -149,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch_size=given.batch_size,
         sequence_length=given.sequence_length,
         learning_rate=0.1,
+        loss="next-token",
     )
     if given.side:
         print(json.dumps(one(given.side, given.checkpoint, options)))

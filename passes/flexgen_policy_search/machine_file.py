@@ -125,7 +125,7 @@ def _measured(made: Machine, said: Mapping[str, Any], path: Path) -> Machine:
         return made
     holdout = measured.get("holdout")
     if isinstance(holdout, bool) or not isinstance(holdout, int | float) or not 0 <= holdout < math.inf:
-        raise InputError(f"`measured.holdout` of `{path}` must be a share above zero, not `{holdout}`")
+        raise InputError(f"`measured.holdout` of `{path}` must be a share, 0 or more, not `{holdout}`")
     sources = tuple((field, f"measured, {path.name}") for field, _ in made.sources)
     return replace(made, source="measured", holdout=float(holdout), sources=sources)
 

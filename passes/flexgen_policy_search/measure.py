@@ -1,11 +1,13 @@
 """What a machine does in a second: products, attention, copies, the disk, and how much is left when all run at once.
 
-Every figure is the best of several tries, with operands that no cache holds from the try before.
+Of products, attention and copies the best of several tries counts, with operands that no cache holds from the try
+before; of the disk the median.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import mmap
 import os
@@ -14,12 +16,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch.nn import functional
 
-from rewright.formats.files import free_bytes, storage
+from rewright.formats.files import free_bytes, read_into, storage, write_all
 from rewright.passes.errors import ResourceError
 
 # Bytes of operands in turn, past any cache; of a copy; of the file that the disk is measured with.
@@ -73,31 +76,24 @@ class Meter:
 
     def together(self, jobs: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
         """How often a second each job ends while all run, each in a thread of its own."""
-        ended, rates = threading.Event(), dict.fromkeys(jobs, 0.0)
-        trouble: list[BaseException] = []
+        ended = threading.Event()
 
-        def work(name: str, job: Callable[[], object]) -> None:
+        def work(job: Callable[[], object]) -> float:
             count, began = 0, time.perf_counter()
-            try:
-                with self._lane(), torch.inference_mode():
-                    while not ended.is_set():
-                        job()
-                        self._wait()
-                        count += 1
-            except BaseException as error:
-                trouble.append(error)
-            rates[name] = count / (time.perf_counter() - began)
+            with self._lane(), torch.inference_mode():
+                while not ended.is_set():
+                    job()
+                    self._wait()
+                    count += 1
+            return count / (time.perf_counter() - began)
 
-        threads = [threading.Thread(target=work, args=pair, daemon=True) for pair in jobs.items()]
-        for thread in threads:
-            thread.start()
-        time.sleep(seconds * self.share)
-        ended.set()
-        for thread in threads:
-            thread.join()
-        if trouble:
-            raise trouble[0]
-        return rates
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            working = {name: pool.submit(work, job) for name, job in jobs.items()}
+            try:
+                time.sleep(seconds * self.share)
+            finally:
+                ended.set()
+            return {name: found.result() for name, found in working.items()}
 
     @contextlib.contextmanager
     def _lane(self) -> Iterator[None]:
@@ -165,12 +161,12 @@ class Disk:
             page.write(os.urandom(block))
             began = time.perf_counter()
             for at in range(0, FILE, block):
-                os.pwrite(self._fd, page, at)
+                write_all(self._fd, memoryview(page), at)
             os.fsync(self._fd)
             return FILE / (time.perf_counter() - began)
 
     def read(self, count: int, block: int, threads: int, at: int = 0) -> float:
-        """Seconds of reading `count` bytes from `at` on, in blocks by so many threads."""
+        """Seconds of reading `count` bytes from `at` on, in blocks by so many threads. Raises StorageError."""
         if not self.direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._fd, 0, FILE, os.POSIX_FADV_DONTNEED)
         starts, lock = iter(range(at, at + count, block)), threading.Lock()
@@ -181,16 +177,15 @@ class Disk:
                     start = next(starts, None)
                 if start is None:
                     return
-                os.preadv(self._fd, [memoryview(page)[: min(block, at + count - start)]], start)
+                view = memoryview(page)[: min(block, at + count - start)]
+                if read_into(self._fd, view, start) != len(view):
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
         pages = [mmap.mmap(-1, block) for _ in range(threads)]
-        workers = [threading.Thread(target=work, args=(page,), daemon=True) for page in pages]
-        began = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        return time.perf_counter() - began
+        with storage(self.folder, "read"), ThreadPoolExecutor(threads) as pool:
+            began = time.perf_counter()
+            list(pool.map(work, pages))
+            return time.perf_counter() - began
 
     def typical(self, count: int, block: int, threads: int) -> float:
         """The median of reads from places in turn, after some that do not count.

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from rewright.passes import registry
 from rewright.passes.errors import InputError, UsageError
 from rewright.passes.models.sites import TARGETS, Target, settle, shape_of
 from rewright.passes.spec import Layout
 
 # A token's step is sparse for so many rows at most, where a stamp does not say.
 _ROWS = 16
-# Passes that leave the weights, and so what was trained on them, as they are.
-_BESIDE = ("prompt", "flexgen-policy-search")
+_TRAINER = "dejavu-predictor-train"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Predicted:
 
 def predicted(layout: Layout) -> tuple[Predicted | None, list[str]]:
     """What the predictors that a checkpoint was given leave to be read, as its stamp tells; and what to say of them."""
-    made = [stage for stage in layout.made if stage.get("pass") not in _BESIDE]
-    if not made or made[-1].get("pass") != "dejavu-predictor-train":
+    made = [stage for stage in layout.made if stage.get("pass") == _TRAINER or not _attaches(stage)]
+    if not made or made[-1].get("pass") != _TRAINER:
         return None, []
     options, metrics = made[-1].get("options"), made[-1].get("metrics")
     if not isinstance(metrics, Mapping):
@@ -50,3 +50,9 @@ def predicted(layout: Layout) -> tuple[Predicted | None, list[str]]:
         modules.add(shape.places.attention[0])
     rows = [int(word) for word in str(said.get("batch-buckets", "")).split(",") if word.isdecimal()]
     return Predicted(frozenset(modules), share, beside, max(rows, default=_ROWS)), []
+
+
+def _attaches(stage: Mapping[str, Any]) -> bool:
+    """Whether a stage left the weights, and so what was trained on them, as they were."""
+    spec = registry.SPECS.get(str(stage.get("pass")))
+    return spec is not None and spec.gives == "attachment"

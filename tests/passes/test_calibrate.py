@@ -38,7 +38,6 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[calibrate.Cal
 
 def test_what_is_measured_can_be_written_and_searched_with(measured: calibrate.Calibration, tmp_path: Path) -> None:
     machine = measured.machine
-    assert measured.seconds < 60
     assert len(measured.held) == 12
     assert all(one.measured > 0 and one.foretold > 0 for one in measured.held)
     assert machine.holdout == pytest.approx(np.mean([abs(one.error) for one in measured.held]))
@@ -145,6 +144,21 @@ def test_a_full_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("rewright.passes.flexgen_policy_search.measure.free_bytes", lambda path: 10)
     with pytest.raises(ResourceError, match="too little room on the disk"):
         calibrate.calibrate(tmp_path, CPU, torch.float32, 1)
+
+
+def test_a_disk_that_fails_is_not_a_fast_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong in the threads that read is heard, and so is a file that ends early."""
+    with Disk(tmp_path) as disk:
+        with pytest.raises(StorageError, match="cannot read"):
+            disk.read(3 << 20, 1 << 20, 2)
+
+        def breaks(*_: object) -> int:
+            raise OSError(5, "Input/output error")
+
+        disk.write()
+        monkeypatch.setattr("rewright.passes.flexgen_policy_search.measure.read_into", breaks)
+        with pytest.raises(StorageError, match="cannot read"):
+            disk.read(3 << 20, 1 << 20, 2)
 
 
 def test_no_file_where_the_folder_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

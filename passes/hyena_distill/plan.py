@@ -122,21 +122,25 @@ def _implicit(layout: Layout) -> list[Group]:
 
 
 def _agree(layout: Layout, filters: Mapping[str, int]) -> None:
-    """Raise InputError for a config that says otherwise than the tensors how many layers, channels or filters there
-    are."""
+    """Raise InputError where the config and the tensors differ in how many layers, channels or filters there are."""
     config = layout.config
+    for key in ("n_layer", "d_model", "hyena_order", "num_heads"):
+        said = config.get(key)
+        if said is not None and (isinstance(said, bool) or not isinstance(said, int)):
+            raise InputError(f"`config.json` says `{key}` {said}, which is no whole number")
     widths = [shape[1] for name, (_, shape) in layout.tensors.items() if _EMBEDDING.search(name) and len(shape) == 2]
     told = [("n_layer", len(filters), "layers with filters")] + [("d_model", width, "channels") for width in widths]
     if layout.model_type == "multihyena":
         told += [("num_heads", rows, f"filters of `{mixer}`") for mixer, rows in filters.items()]
-    elif isinstance(config.get("d_model"), int):
-        every = config["d_model"] * max(1, int(config.get("hyena_order", 2)) - 1)
+    elif config.get("d_model") is not None:
+        order = config.get("hyena_order")
+        every = config["d_model"] * ((2 if order is None else order) - 1)
         wrong = next(((mixer, rows) for mixer, rows in filters.items() if rows != every), None)
         if wrong is not None:
             raise InputError(f"`config.json` makes {every} filters for each layer, and `{wrong[0]}` has {wrong[1]}")
     for key, found, what in told:
         said = config.get(key)
-        if isinstance(said, int) and said != found:
+        if said is not None and said != found:
             raise InputError(f"`config.json` says `{key}` {said}, and the tensors have {found} {what}")
 
 

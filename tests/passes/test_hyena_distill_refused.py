@@ -139,6 +139,7 @@ def _poison(tensors: Tensors, config: dict[str, Any]) -> None:
         (_say(n_layer=1), "says `n_layer` 1, and the tensors have 2 layers with filters"),
         (_say(d_model=16), "makes 16 filters for each layer, and `hyena.backbone.layers.0.mixer` has 12"),
         (_say(d_model=6, hyena_order=3), "says `d_model` 6, and the tensors have 12 channels"),
+        (_say(hyena_order="two"), "says `hyena_order` two, which is no whole number"),
         (_say(model_type="multihyena", num_heads=4), "says `num_heads` 4, and the tensors have 12 filters"),
         (_say(max_seq_len=40), r"pos_emb\.[tz]` has shape"),
         (_poison, "filter 2 of `hyena.backbone.layers.1.mixer` is not finite"),

@@ -47,11 +47,15 @@ def export(
     made: dict[str, int] = {}
     aside = folder.with_name(f"{SCRATCH}{folder.name}")
     remove_tree(aside)
-    for name, data in files(model, relu=options.relu):
-        write_file(aside / name, data)
-        made[name] = len(data)
-    with storage(folder):
-        aside.rename(folder)
+    try:
+        for name, data in files(model, relu=options.relu):
+            write_file(aside / name, data)
+            made[name] = len(data)
+        with storage(folder):
+            aside.rename(folder)
+    finally:
+        # of what did not come to its end nothing stays
+        remove_tree(aside)
     if run.json:
         console.write_json({"model": model, "folder": folder, "files": made})
     else:

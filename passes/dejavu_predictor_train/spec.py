@@ -31,7 +31,7 @@ SAMPLED = 512
 # Neurons on which ranks are compared, and how often a price is halved.
 COMPARED, HALVINGS = 1024, 60
 # What sorting a score and following its curve takes, and a step of a curve at a price, in the time of so many
-# operations of a product.
+# operations of a product; `python -m tests.bench.dejavu_dry` holds what follows against a run.
 SORTED, PRICED = 10000, 400
 
 

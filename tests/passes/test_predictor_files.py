@@ -137,6 +137,7 @@ def test_the_command_writes_a_new_folder(forks: Forks, text: Path, tmp_path: Pat
     again = forks.run("export-predictors", tmp_path / "out", tmp_path / "given")
     assert again.code == 2
     assert "is there already" in again.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "out"]
     none = forks.run("export-predictors", STORIES, tmp_path / "none")
     assert none.code == 3
     assert "has no predictors of neurons" in none.err
